@@ -1,0 +1,1 @@
+"""Absl launchers: python -m experiments.NAME."""

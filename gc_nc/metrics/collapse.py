@@ -1,0 +1,89 @@
+"""Neural collapse from class statistics: CDNV, NC and geometric collapse.
+
+k is the number of classes that have an example; classes without one are left out.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float
+
+from gc_nc.array_types import Array
+from gc_nc.metrics.class_statistics import ClassStatistics
+
+
+def cdnv_matrix(stats: ClassStatistics) -> Float[Array, "C C"]:
+    """Class-distance normalised variance V_ij = (v_i + v_j) / (2 |mu_i - mu_j|^2).
+
+    Dimensionless. Source: Galanti, Gyorgy, Hutter (arXiv 2112.15121), definition 1, with population
+    variances summed over dimensions.
+
+    Returns:
+      (C, C) symmetric. NaN on the diagonal, which is not defined, and for classes without an
+      example. Equal means give inf, or NaN (0/0) where both variances are 0 too.
+    """
+    variances = stats.variances
+    pairs = _ordered_pairs(stats)
+    numerator = variances[:, None] + variances[None, :]
+    numerator = jnp.where(pairs, numerator, 0)
+    return jnp.where(pairs, numerator / (2 * _squared_distances(stats)), jnp.nan)
+
+
+def neural_collapse(stats: ClassStatistics) -> Float[Array, ""]:
+    """NC = 1 / (k (k - 1)) sum over ordered pairs i != j of V_ij (see `cdnv_matrix`).
+
+    0 is complete collapse. Two classes with equal means give inf (NaN where they do not vary).
+
+    Raises:
+      ValueError: fewer than two classes have an example (outside jit; under jit NaN).
+    """
+    pairs = _checked_pairs(stats)
+    return jnp.sum(jnp.where(pairs, cdnv_matrix(stats), 0)) / jnp.sum(pairs)
+
+
+def geometric_collapse(
+    gc: Float[Array, ""] | float, stats: ClassStatistics
+) -> Float[Array, ""]:
+    """GC / (k - 1) sum over ordered pairs i != j of 1 / |mu_i - mu_j|^2.
+
+    The right side of Proposition 4.1 of arXiv 2405.15706 with the Poincare constant set to 1: for
+    balanced classes NC <= c * geometric collapse. In 1 / (input units)^2.
+
+    Args:
+      gc: geometric complexity of the embedding whose class statistics are `stats`.
+      stats: gathered over the embeddings.
+
+    Returns:
+      Scalar; inf where two class means are equal (NaN if gc is 0 as well).
+
+    Raises:
+      ValueError: fewer than two classes have an example (outside jit; under jit NaN).
+    """
+    pairs = _checked_pairs(stats)
+    inverse = jnp.where(pairs, 1 / _squared_distances(stats), 0)
+    return gc * jnp.sum(inverse) / (stats.num_present - 1)
+
+
+def _ordered_pairs(stats: ClassStatistics) -> Bool[Array, "C C"]:
+    present = stats.present
+    return present[:, None] & present[None, :] & ~jnp.eye(present.size, dtype=bool)
+
+
+def _checked_pairs(stats: ClassStatistics) -> Bool[Array, "C C"]:
+    num_present = stats.num_present
+    if not isinstance(num_present, jax.core.Tracer) and num_present < 2:
+        raise ValueError(
+            f"{int(num_present)} of {stats.counts.size} classes have an example;"
+            " collapse compares at least 2"
+        )
+    return _ordered_pairs(stats)
+
+
+def _squared_distances(stats: ClassStatistics) -> Float[Array, "C C"]:
+    """|mu_i - mu_j|^2 for ordered pairs, 1 elsewhere so that dividing by it is harmless.
+
+    From differences, one class at a time: the Gram form |a|^2 + |b|^2 - 2ab cancels for close
+    means, and all differences at once would take C x C x K.
+    """
+    offsets = stats.mean_offsets
+    squares = jax.lax.map(lambda mean: jnp.sum((offsets - mean[None]) ** 2, axis=1), offsets)
+    return jnp.where(_ordered_pairs(stats), squares, 1)

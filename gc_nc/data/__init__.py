@@ -1,0 +1,1 @@
+"""Image classification data: sources, class splits, and batches that live on the device."""

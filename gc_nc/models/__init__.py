@@ -1,0 +1,72 @@
+"""Linen networks that return (logits, embedding) from one call."""
+
+import dataclasses
+import difflib
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from gc_nc.errors import InputError
+from gc_nc.models.resnet import RESNET_STAGES, ResNet
+from gc_nc.models.vgg import VGG, VGG_STAGES
+
+MODEL_NAMES = ("vgg11", "vgg13", "resnet18", "resnet50")
+
+__all__ = ["MODEL_NAMES", "VGG", "Embedder", "ResNet", "build_model", "embed_fn"]
+
+
+def build_model(
+    name: str,
+    num_classes: int,
+    *,
+    width: float = 1.0,
+    batch_norm: bool | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> nn.Module:
+    """A network whose call (images (B, H, W, c), train=False) gives (logits, embedding).
+
+    Args:
+      name: one of MODEL_NAMES.
+      num_classes: C, the size of the head.
+      width: multiplies the channels of every layer.
+      batch_norm: None for the architecture's default: none in VGG, BatchNorm in ResNet.
+      dtype: of the computation; parameters are float32.
+
+    Raises:
+      InputError: an unknown name, `num_classes` below 1 or a width that is not positive.
+    """
+    if name not in MODEL_NAMES:
+        near = difflib.get_close_matches(name, MODEL_NAMES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"model {name!r} is not one of {', '.join(MODEL_NAMES)}{hint}")
+    if num_classes < 1:
+        raise InputError(f"num_classes={num_classes} must be at least 1")
+    if not (math.isfinite(width) and width > 0):
+        raise InputError(f"width={width} must be a positive number, such as 0.25")
+    family, depth = name.rstrip("0123456789"), int(name.lstrip("vgresnt"))
+    if family == "vgg":
+        return VGG(VGG_STAGES[depth], num_classes, width, bool(batch_norm), dtype)
+    stages, bottleneck = RESNET_STAGES[depth]
+    return ResNet(stages, bottleneck, num_classes, width, batch_norm is not False, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedder:
+    """(variables, images) -> embedding with running statistics; equal for equal models."""
+
+    model: nn.Module
+
+    def __call__(self, variables, images):
+        """Returns (B, K)."""
+        return self.model.apply(variables, images, train=False)[1]
+
+
+def embed_fn(model: nn.Module, variables) -> jax.tree_util.Partial:
+    """The embedding of a trained network as the `embed_fn` of `gc_nc.metrics`.
+
+    The variables are leaves of the Partial: programs compiled for one set serve every other.
+    """
+    return jax.tree_util.Partial(Embedder(model), variables)

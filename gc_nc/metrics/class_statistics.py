@@ -183,9 +183,7 @@ def merge_class_statistics(a: ClassStatistics, b: ClassStatistics) -> ClassStati
     both = a.counts * share_b
     # Where one side is empty the other's mean passes through untouched.
     delta = jnp.where((both > 0)[:, None], offsets_b - offsets_a, 0)
-    offsets = jnp.where(
-        a.present[:, None], offsets_a + delta * share_b[:, None], offsets_b
-    )
+    offsets = jnp.where(a.present[:, None], offsets_a + delta * share_b[:, None], offsets_b)
     scatter = None
     if a.scatter is not None:
         scatter = a.scatter + b.scatter + _outer_sum(delta * both[:, None], delta)

@@ -40,9 +40,7 @@ def neural_collapse(stats: ClassStatistics) -> Float[Array, ""]:
     return jnp.sum(jnp.where(pairs, cdnv_matrix(stats), 0)) / jnp.sum(pairs)
 
 
-def geometric_collapse(
-    gc: Float[Array, ""] | float, stats: ClassStatistics
-) -> Float[Array, ""]:
+def geometric_collapse(gc: Float[Array, ""] | float, stats: ClassStatistics) -> Float[Array, ""]:
     """GC / (k - 1) sum over ordered pairs i != j of 1 / |mu_i - mu_j|^2.
 
     The right side of Proposition 4.1 of arXiv 2405.15706 with the Poincare constant set to 1: for

@@ -1,5 +1,7 @@
 """VGG and ResNet against the published architectures and an independent forward pass."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,10 @@ from gc_nc.models import MODEL_NAMES, VGG, build_model, embed_fn, layers
 
 def init(model, images, seed=0):
     return jax.jit(model.init)(jax.random.key(seed), images)
+
+
+def apply(model, variables, images):
+    return jax.jit(model.apply)(variables, images)
 
 
 def images_of(shape, seed=1):
@@ -56,7 +62,7 @@ def test_head_sees_the_embedding(name):
     model = build_model(name, 5, width=0.05)
     images = images_of((3, 8, 8, 1))
     variables = init(model, images)
-    logits, embedding = model.apply(variables, images)
+    logits, embedding = apply(model, variables, images)
     head = variables["params"]["head"]
     np.testing.assert_allclose(
         logits, embedding @ head["kernel"] + head["bias"][None], rtol=1e-5, atol=1e-6
@@ -81,7 +87,7 @@ def test_vgg_equals_a_plain_forward_pass():
         b, h, w, c = x.shape
         x = x.reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
     assert x.shape[1:3] == (1, 1)
-    _, embedding = jax.jit(model.apply)(variables, images)
+    _, embedding = apply(model, variables, images)
     np.testing.assert_allclose(embedding, x[:, 0, 0], rtol=1e-4, atol=1e-6)
     assert float(jnp.abs(embedding).max()) > 0.01
 
@@ -97,7 +103,9 @@ def test_running_statistics_do_not_mix_examples():
     model = build_model("resnet18", 3, width=0.05)
     images = images_of((4, 8, 8, 3))
     variables = init(model, images)
-    _, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    _, updates = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))(
+        variables, images
+    )
     before, after = jax.tree.leaves(variables["batch_stats"]), jax.tree.leaves(updates)
     assert any(not np.array_equal(a, b) for a, b in zip(before, after, strict=True))
     variables = {**variables, **updates}
@@ -120,7 +128,7 @@ def test_bfloat16_computes_low_and_stores_high():
     model = build_model("vgg11", 3, width=0.05, dtype=jnp.bfloat16)
     images = images_of((2, 8, 8, 1))
     variables = init(model, images)
-    logits, embedding = model.apply(variables, images)
+    logits, embedding = apply(model, variables, images)
     assert embedding.dtype == jnp.bfloat16
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(variables["params"])} == {jnp.dtype("float32")}

@@ -1,0 +1,362 @@
+"""Geometric complexity against closed forms, a float64 oracle and its invariances."""
+
+from functools import partial
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+from gc_nc.metrics import (
+    estimate_geometric_complexity,
+    geometric_complexity,
+    jacobian_norms,
+)
+from gc_nc.metrics.jacobians import _compiled_squared_products
+
+WEIGHT = jnp.array([[1.0, 2.0], [3.0, 4.0]])  # |W|_F^2 = 30
+
+
+def linear(x, weight=WEIGHT):
+    return x.reshape(x.shape[0], -1) @ weight.T
+
+
+def mlp_weights(dims=(6, 9, 5)):
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=(n, m)) for m, n in pairwise(dims)]
+
+
+def mlp(weights, x):
+    x = x.reshape(x.shape[0], -1)
+    for weight in weights[:-1]:
+        x = jnp.tanh(x @ jnp.asarray(weight, x.dtype).T)
+    return x @ jnp.asarray(weights[-1], x.dtype).T
+
+
+def mlp_norms_oracle(weights, x):
+    """float64 NumPy: J = W_2 diag(1 - tanh^2) W_1."""
+    hidden = np.tanh(x.reshape(len(x), -1) @ weights[0].T)
+    jacobians = np.einsum("kh,bh,hd->bkd", weights[1], 1 - hidden**2, weights[0])
+    return np.sum(jacobians**2, axis=(1, 2))
+
+
+def inputs_of(batch, seed=1):
+    return np.random.default_rng(seed).normal(size=(batch, 2, 3)).astype(np.float32)
+
+
+# Exact value.
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("shape", [(2,), (1, 2, 1)])
+def test_j4_linear_map_has_its_squared_frobenius_norm(batch, shape):
+    inputs = jnp.ones((batch, *shape))
+    assert geometric_complexity(linear, inputs) == 30
+    np.testing.assert_array_equal(jacobian_norms(linear, inputs), np.full(batch, 30.0))
+
+
+def test_equals_a_float64_oracle():
+    weights, x = mlp_weights(), inputs_of(11)
+    expected = mlp_norms_oracle(weights, x.astype(np.float64))
+    np.testing.assert_allclose(jacobian_norms(partial(mlp, weights), x), expected, rtol=1e-5)
+    gc = geometric_complexity(partial(mlp, weights), x)
+    np.testing.assert_allclose(gc, expected.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 7, 100, None])
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+def test_j3_chunks_and_their_remainder_change_nothing(chunk_size, wrap):
+    weights, x = mlp_weights(), inputs_of(7)
+    norms = wrap(lambda x: jacobian_norms(partial(mlp, weights), x, chunk_size=chunk_size))(x)
+    np.testing.assert_allclose(norms, mlp_norms_oracle(weights, x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk_size", [100, 7])
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+def test_rows_that_do_not_fill_their_last_block(monkeypatch, chunk_size, wrap):
+    monkeypatch.setattr("gc_nc.metrics.jacobians._PRODUCTS_PER_VJP", 2 * chunk_size)
+    weights, x = mlp_weights((6, 9, 7)), inputs_of(chunk_size)
+    norms = wrap(lambda x: jacobian_norms(partial(mlp, weights), x, chunk_size=chunk_size))(x)
+    np.testing.assert_allclose(norms, mlp_norms_oracle(weights, x), rtol=1e-5)
+
+
+def test_device_loop_equals_unrolled_blocks(monkeypatch):
+    weights, x = mlp_weights(), inputs_of(7)
+
+    def norms(x):
+        return jacobian_norms(partial(mlp, weights), x, chunk_size=3)
+
+    unrolled = jax.jit(norms)(x)
+    monkeypatch.setattr("gc_nc.metrics.jacobians._MAX_UNROLLED_BLOCKS", 0)
+    assert "while" in jax.jit(lambda x: norms(x)).lower(x).as_text()
+    np.testing.assert_allclose(jax.jit(lambda x: norms(x))(x), unrolled, rtol=1e-6)
+
+
+def convolutional_embedding(channels=16):
+    rng = np.random.default_rng(0)
+    kernels = [
+        jnp.asarray(rng.normal(size=(3, 3, a, channels), scale=0.2), jnp.float32)
+        for a in (3, channels)
+    ]
+
+    def embed(x):
+        for kernel in kernels:
+            x = nn.relu(
+                jax.lax.conv_general_dilated(
+                    x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+                )
+            )
+        return x.mean(axis=(1, 2))
+
+    return embed
+
+
+def test_j3_peak_memory_follows_the_chunk_not_the_batch():
+    embed = convolutional_embedding()
+
+    def temporary_bytes(batch):
+        x = jax.ShapeDtypeStruct((batch, 8, 8, 3), jnp.float32)
+        lowered = jax.jit(lambda x: geometric_complexity(embed, x, chunk_size=4)).lower(x)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    small, large = temporary_bytes(8), temporary_bytes(64)
+    # The inputs, padded and in chunks, are all that may grow.
+    input_bytes = 64 * 8 * 8 * 3 * 4
+    assert large <= small + 2 * input_bytes
+    assert small > input_bytes
+
+
+def test_j1_batch_norm_with_running_statistics():
+    norm = nn.BatchNorm(use_running_average=True, use_bias=False, use_scale=False, epsilon=0.0)
+    variables = {"batch_stats": {"mean": jnp.zeros(1), "var": jnp.full(1, 4.0)}}
+    embed = partial(norm.apply, variables)
+    np.testing.assert_allclose(geometric_complexity(embed, jnp.array([[-1.0], [1.0]])), 0.25)
+    changed = jacobian_norms(embed, jnp.array([[-1.0], [50.0]]))
+    assert changed[0] == jacobian_norms(embed, jnp.array([[-1.0], [1.0]]))[0]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_j2_dropout_of_a_deterministic_network(seed):
+    dropout = nn.Dropout(0.5, deterministic=True)
+
+    def embed(x):
+        return dropout.apply({}, x, rngs={"dropout": jax.random.key(seed)})
+
+    assert geometric_complexity(embed, jnp.ones((3, 4))) == 4
+
+
+def test_j7_integer_inputs_are_cast_once():
+    x = np.array([[1, 2], [255, 0]], np.uint8)
+
+    def embed(x):
+        return (x[:, :1] - x[:, 1:]) ** 2
+
+    expected = geometric_complexity(embed, x.astype(np.float32))
+    assert geometric_complexity(embed, x) == expected
+    assert expected == (8 + 8 * 255**2) / 2
+
+
+def test_half_precision_embeddings_are_cast_up():
+    x = jnp.ones((2, 2), jnp.bfloat16)
+    # The squares sum to 90000, which float16 cannot hold.
+    embed = partial(linear, weight=jnp.full((1, 2), 212.0, jnp.float16))
+    assert jacobian_norms(embed, x).dtype == jnp.float32
+    np.testing.assert_allclose(geometric_complexity(embed, x), 2 * 212.0**2)
+
+
+def test_s1_gradient_at_a_zero_map_is_zero():
+    def gc(weight):
+        return geometric_complexity(partial(linear, weight=weight), jnp.ones((3, 4)))
+
+    value, gradient = jax.value_and_grad(gc)(jnp.zeros((3, 4)))
+    assert value == 0
+    np.testing.assert_array_equal(gradient, np.zeros((3, 4)))
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+def test_gradient_is_two_w(wrap):
+    gradient = wrap(
+        jax.grad(lambda w: geometric_complexity(partial(linear, weight=w), jnp.ones((3, 2))))
+    )(WEIGHT)
+    np.testing.assert_allclose(gradient, 2 * WEIGHT, rtol=1e-6)
+
+
+def test_vmap_over_stacked_parameters():
+    stacked = jnp.stack([WEIGHT, 2 * WEIGHT])
+    gc = jax.vmap(lambda w: geometric_complexity(partial(linear, weight=w), jnp.ones((3, 2))))
+    np.testing.assert_allclose(gc(stacked), [30, 120])
+
+
+def test_scales_with_the_square_of_the_input_unit():
+    weights, x = mlp_weights(), inputs_of(5)
+    gc = geometric_complexity(partial(mlp, weights), x)
+    stretched = geometric_complexity(lambda u: mlp(weights, 4 * u), x / 4)
+    np.testing.assert_allclose(stretched, 16 * gc, rtol=1e-5)
+
+
+# Weights.
+
+
+def test_weights_are_a_mean_over_examples_and_padding_counts_nowhere():
+    weights, x = mlp_weights(), inputs_of(5)
+    norms = mlp_norms_oracle(weights, x)
+    embed = partial(mlp, weights)
+    w = np.array([1.0, 0.0, 2.0, 0.0, 0.5])
+    x[1] = np.nan
+    np.testing.assert_allclose(
+        geometric_complexity(embed, x, weights=w), np.average(norms, weights=w), rtol=1e-5
+    )
+    gradient = jax.grad(lambda u: geometric_complexity(embed, u, weights=w))(x)
+    assert np.isfinite(gradient).all()
+    estimate = estimate_geometric_complexity(embed, x, jax.random.key(0), weights=w > 0)
+    padded = estimate_geometric_complexity(
+        embed,
+        np.concatenate([x, x[:2]]),
+        jax.random.key(0),
+        weights=np.append(w > 0, [False, False]),
+    )
+    np.testing.assert_allclose(padded, estimate, rtol=1e-6)
+
+
+def test_all_zero_weights():
+    with pytest.raises(ValueError, match="all weights are 0"):
+        geometric_complexity(linear, jnp.ones((2, 2)), weights=np.zeros(2))
+    under_jit = jax.jit(lambda w: geometric_complexity(linear, jnp.ones((2, 2)), weights=w))
+    assert np.isnan(under_jit(jnp.zeros(2)))
+
+
+# Estimate.
+
+
+def test_output_probes_are_exact_for_orthogonal_rows():
+    # J J^T diagonal: no variance over probes, so probes, mean and exact value coincide.
+    embed = partial(linear, weight=jnp.diag(jnp.array([1.0, 2.0, 3.0])))
+    estimate = estimate_geometric_complexity(embed, jnp.ones((4, 3)), jax.random.key(0))
+    assert tuple(estimate) == (14, 0)
+
+
+@pytest.mark.parametrize("num_probes", [1, 3])
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+def test_output_probes_mean_and_error_are_those_of_the_theory(num_probes, wrap):
+    count = 4000
+    x = jnp.ones((count, 2))
+    estimate = wrap(
+        lambda key: estimate_geometric_complexity(linear, x, key, num_probes=num_probes)
+    )(jax.random.key(0))
+    gram = np.asarray(WEIGHT @ WEIGHT.T, np.float64)
+    variance = 2 * (np.sum(gram**2) - np.sum(np.diag(gram) ** 2)) / num_probes
+    np.testing.assert_allclose(estimate.sem, np.sqrt(variance / count), rtol=0.05)
+    assert abs(estimate.mean - 30) < 4 * estimate.sem
+
+
+def test_standard_error_is_over_examples_with_ddof_1():
+    embed = partial(mlp, [np.ones((1, 6)), np.ones((1, 1))])  # K = 1: a probe is exact
+    x = inputs_of(9)
+    norms = mlp_norms_oracle([np.ones((1, 6)), np.ones((1, 1))], x)
+    estimate = estimate_geometric_complexity(embed, x, jax.random.key(0))
+    np.testing.assert_allclose(estimate.mean, norms.mean(), rtol=1e-5)
+    np.testing.assert_allclose(estimate.sem, norms.std(ddof=1) / 3, rtol=1e-5)
+    one = estimate_geometric_complexity(embed, x[:1], jax.random.key(0))
+    assert np.isnan(one.sem)
+    assert np.isfinite(one.mean)
+
+
+def test_intervals_of_random_subsets_cover_the_large_set():
+    weights, x = mlp_weights((6, 12, 20)), inputs_of(4000)
+    embed = jax.jit(partial(mlp, weights))
+    exact = mlp_norms_oracle(weights, x).mean()
+    rng = np.random.default_rng(0)
+
+    @jax.jit
+    def estimate(subset, key):
+        return estimate_geometric_complexity(embed, subset, key)
+
+    covered = 0
+    for trial in range(100):
+        subset = x[rng.choice(len(x), 200, replace=False)]
+        mean, sem = estimate(subset, jax.random.key(trial))
+        covered += abs(mean - exact) < 1.96 * sem
+    assert 90 <= covered <= 99
+
+
+def test_probes_differ_between_examples_keys_and_probes():
+    embed = jax.tree_util.Partial(linear)
+    estimates = [
+        float(estimate_geometric_complexity(embed, jnp.ones((1, 2)), jax.random.key(k)).mean)
+        for k in range(20)
+    ]
+    assert len(set(estimates)) == 2  # 30 +- 22
+    assert estimate_geometric_complexity(embed, jnp.ones((50, 2)), jax.random.key(0)).sem > 0
+    many = estimate_geometric_complexity(embed, jnp.ones((1, 2)), jax.random.key(0), num_probes=200)
+    assert abs(float(many.mean) - 30) < 4 * 22 / np.sqrt(200)
+
+
+# Other libraries and compiled programs.
+
+
+def test_a_module_updated_in_place_is_measured_anew():
+    model = nnx.Linear(1, 1, use_bias=False, rngs=nnx.Rngs(0))
+    for fn in (model, jax.tree_util.Partial(model), jax.tree_util.Partial(lambda x: model(x))):
+        for scale in (3.0, 1.0):
+            model.kernel[...] = jnp.full((1, 1), scale)
+            assert geometric_complexity(fn, jnp.ones((2, 1))) == scale**2
+
+
+def test_a_partial_compiles_once():
+    def gc_of(scale):
+        fn = jax.tree_util.Partial(linear, weight=scale * WEIGHT)
+        return geometric_complexity(fn, jnp.ones((2, 2)))
+
+    np.testing.assert_allclose(gc_of(1), 30)
+    before = _compiled_squared_products._cache_size()
+    np.testing.assert_allclose([gc_of(2), gc_of(3)], [120, 270])
+    assert _compiled_squared_products._cache_size() == before
+
+
+def test_tf32_is_never_used():
+    jaxpr = str(jax.make_jaxpr(lambda x: geometric_complexity(linear, x))(jnp.ones((2, 2))))
+    assert "HIGHEST" in jaxpr
+    assert "precision=None" not in jaxpr
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: geometric_complexity(linear, jnp.ones((0, 2))), "no example"),
+        (lambda: jax.jit(partial(geometric_complexity, linear))(jnp.ones((0, 2))), "no example"),
+        (lambda: jacobian_norms(lambda x: x.sum(), jnp.ones((2, 2))), r"\(B, K\)"),
+        (lambda: jacobian_norms(lambda x: x[:1], jnp.ones((2, 2))), r"\(2, K\)"),
+        (lambda: jacobian_norms(lambda x: (x, x), jnp.ones((2, 2))), "returned a tuple"),
+        (lambda: jacobian_norms(linear, jnp.ones((2, 2)), chunk_size=0), "chunk_size=0"),
+        (
+            lambda: geometric_complexity(linear, jnp.ones((2, 2)), weights=np.ones(3)),
+            r"weights of shape \(3,\)",
+        ),
+        (
+            lambda: geometric_complexity(linear, jnp.ones((2, 2)), weights=np.array([1.0, -1.0])),
+            "must not be negative",
+        ),
+        (
+            lambda: estimate_geometric_complexity(
+                linear, jnp.ones((2, 2)), jax.random.key(0), method="magic"
+            ),
+            "method='magic' is not one of: output_probes",
+        ),
+        (
+            lambda: estimate_geometric_complexity(
+                linear, jnp.ones((2, 2)), jax.random.key(0), num_probes=0
+            ),
+            "num_probes=0",
+        ),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    # A mismatch of two arguments' lengths is caught by the tests' shape checks before our own.
+    with pytest.raises((ValueError, TypeError), match=message if "shape" not in message else None):
+        call()

@@ -1,5 +1,6 @@
 """The one place that decides how convolutions, pooling and normalisation are computed."""
 
+import math
 from functools import partial
 
 import flax.linen as nn
@@ -10,9 +11,16 @@ from jaxtyping import Float
 
 from gc_nc.array_types import Array
 
-# He et al. 2015 (arXiv 1502.01852): keeps the variance of activations through ReLU layers, without
-# which a VGG of 13 layers and no normalisation starts with next to no signal.
-_HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
+
+def he_normal(key, shape, dtype=jnp.float32) -> Array:
+    """Normal with variance 2 / fan_in (He et al. 2015, arXiv 1502.01852).
+
+    It keeps the variance of activations through ReLU layers, without which a VGG of 13 layers and
+    no normalisation starts with next to no signal.
+    """
+    # Drawn flat: XLA's CPU compiler takes 5 s for threefry over a rank-4 shape, 0.3 s over rank 1.
+    flat = jax.random.normal(key, (math.prod(shape),), dtype)
+    return flat.reshape(shape) * math.sqrt(2 / math.prod(shape[:-1]))
 
 
 def scaled_width(channels: int, width: float) -> int:
@@ -44,7 +52,7 @@ class ConvNorm(nn.Module):
             strides=self.strides,
             padding=pad,
             use_bias=not self.batch_norm,
-            kernel_init=_HE_NORMAL,
+            kernel_init=he_normal,
             dtype=self.dtype,
             name="conv",
         )(x)

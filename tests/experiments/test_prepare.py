@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 from pathlib import Path
 
@@ -178,6 +179,16 @@ def test_a_data_dir_that_cannot_be_written_fails_before_the_download(tmp_path):
     message = _error("cifar10", tmp_path / "file" / "data")
     assert str(tmp_path / "file") in message
     assert "download" not in message
+
+
+def test_a_data_dir_without_permission_fails_before_the_download(tmp_path, monkeypatch):
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    message = _error("cifar10", tmp_path)
+    assert f"Permission denied: '{tmp_path}'" in message
+    assert f"check --data_dir={tmp_path}" in message
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,97 @@
+"""Image classification sets in memory, checked once when they are loaded."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from gc_nc.errors import InputError
+
+
+class ImageSplit(NamedTuple):
+    """Images (N, H, W, c) in uint8 and labels (N,) in int32."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class ImageDataset(NamedTuple):
+    """A training and a test split of the same classes.
+
+    Attributes:
+      name: for logs.
+      train: what the network is fitted to.
+      test: what it is not.
+      num_classes: C; labels are 0..C-1.
+      class_names: C names, or the labels as text where the source has no names.
+    """
+
+    name: str
+    train: ImageSplit
+    test: ImageSplit
+    num_classes: int
+    class_names: tuple[str, ...]
+
+
+def make_dataset(
+    name: str,
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    num_classes: int | None = None,
+    class_names: tuple[str, ...] | None = None,
+) -> ImageDataset:
+    """Checks the arrays and puts them into one format.
+
+    Args:
+      name: for logs and errors.
+      train: images (N, H, W) or (N, H, W, c) in uint8, and labels (N,), integers.
+      test: the same.
+      num_classes: C; by default one more than the largest label.
+      class_names: C names, by default the labels as text.
+
+    Raises:
+      InputError: no examples, another rank or dtype, labels outside 0..C-1 or fewer than 2 classes.
+    """
+    splits = {
+        split: _check_split(name, split, *arrays)
+        for split, arrays in (("train", train), ("test", test))
+    }
+    if splits["train"].images.shape[1:] != splits["test"].images.shape[1:]:
+        shapes = " and ".join(str(s.images.shape[1:]) for s in splits.values())
+        raise InputError(f"{name}: train and test images differ in shape: {shapes}")
+    if num_classes is None:
+        num_classes = int(max(split.labels.max() for split in splits.values())) + 1
+    for split, (_, labels) in splits.items():
+        outside = labels[(labels < 0) | (labels >= num_classes)]
+        if outside.size:
+            raise InputError(
+                f"{name}: {split} label {outside[0]} is outside 0..{num_classes - 1}"
+                f" (num_classes={num_classes}); mend the labels or set --config.data.num_classes"
+            )
+    present = np.unique(splits["train"].labels).size
+    if present < 2:
+        raise InputError(
+            f"{name}: {present} class among the training labels; neural collapse needs at least 2"
+        )
+    if class_names is None:
+        class_names = tuple(str(label) for label in range(num_classes))
+    return ImageDataset(name, splits["train"], splits["test"], num_classes, tuple(class_names))
+
+
+def _check_split(name: str, split: str, images: np.ndarray, labels: np.ndarray) -> ImageSplit:
+    where = f"{name}: {split}"
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
+        raise InputError(
+            f"{where} images have shape {images.shape}; (N, H, W), (N, H, W, 1) or (N, H, W, 3)"
+            " is needed"
+        )
+    if images.dtype != np.uint8:
+        raise InputError(f"{where} images are {images.dtype}; uint8 in 0..255 is needed")
+    if len(images) == 0:
+        raise InputError(f"{where} has no examples; at least 1 is needed")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"{where} labels are {labels.dtype}; integers are needed")
+    if labels.shape != images.shape[:1]:
+        raise InputError(f"{where} has labels of shape {labels.shape} for {len(images)} images")
+    if images.ndim == 3:
+        images = images[..., None]
+    return ImageSplit(np.ascontiguousarray(images), labels.astype(np.int32))

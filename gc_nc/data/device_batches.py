@@ -1,0 +1,118 @@
+"""Batches of a set that lives on the device: order, normalisation and augmentation."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, Shaped, UInt8
+
+from gc_nc.array_types import Array
+from gc_nc.errors import InputError
+
+
+class Normalization(NamedTuple):
+    """Model input = (pixel / 255 - mean) / std, per channel; hashable, so a static argument.
+
+    It sets the units of geometric complexity: dividing pixels in [0, 1] by std multiplies GC by
+    std^2.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Augmentation(NamedTuple):
+    """Random crops after zero padding of the pixels, and left-right flips; both off by default."""
+
+    crop_padding: int = 0
+    flip: bool = False
+
+
+def channel_normalization(images: UInt8[np.ndarray, "N H W c"]) -> Normalization:
+    """Mean 0 and standard deviation 1 of each channel over these images.
+
+    A channel without any variation is only centred.
+    """
+    levels = np.arange(256) / 255
+    mean, std = [], []
+    for channel in range(images.shape[-1]):
+        # From counts of the 256 levels: exact, and no float copy of the set.
+        counts = np.bincount(images[..., channel].ravel(), minlength=256)
+        mean.append(float(np.average(levels, weights=counts)))
+        variance = float(np.average((levels - mean[-1]) ** 2, weights=counts))
+        std.append(variance**0.5 if variance > 0 else 1.0)
+    return Normalization(tuple(mean), tuple(std))
+
+
+def identity_normalization(num_channels: int) -> Normalization:
+    """Pixels in [0, 1]."""
+    return Normalization((0.0,) * num_channels, (1.0,) * num_channels)
+
+
+def normalize(
+    images: Shaped[Array, "B H W c"], normalization: Normalization
+) -> Float[Array, "B H W c"]:
+    """Pixels in 0..255 to float32 model inputs."""
+    mean = jnp.asarray(normalization.mean, jnp.float32)[None, None, None]
+    std = jnp.asarray(normalization.std, jnp.float32)[None, None, None]
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def augment(
+    key: jax.Array, images: UInt8[Array, "B H W c"], augmentation: Augmentation
+) -> UInt8[Array, "B H W c"]:
+    """Crops and flips each image on its own; without augmentation the images themselves."""
+    crop_key, flip_key = jax.random.split(key)
+    batch, *shape = images.shape
+    pad = augmentation.crop_padding
+    if pad:
+        padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        corners = jax.random.randint(crop_key, (batch, 2), 0, 2 * pad + 1)
+        images = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), shape))(
+            padded, corners
+        )
+    if augmentation.flip:
+        flips = jax.random.bernoulli(flip_key, shape=(batch,))
+        images = jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
+    return images
+
+
+class ExampleOrder:
+    """Which examples each step sees: epochs of fresh permutations, end to end.
+
+    A batch may span two epochs, so that every epoch visits every example exactly once whatever the
+    batch size. The permutation of an epoch is a function of the seed and the epoch alone: it comes
+    from NumPy, the same on every device and for every batch size.
+    """
+
+    def __init__(self, seed: int, num_examples: int, batch_size: int):
+        """Raises InputError if a batch is larger than the set."""
+        if batch_size > num_examples:
+            raise InputError(
+                f"batch_size={batch_size} is more than the {num_examples} training examples;"
+                " set --config.batch_size lower"
+            )
+        self._seed = seed
+        self._num_examples = num_examples
+        self._batch_size = batch_size
+        self._epoch = -1
+        self._order = None
+
+    def _permutation(self, epoch: int) -> Int[np.ndarray, "N"]:
+        return np.random.default_rng([self._seed, epoch]).permutation(self._num_examples)
+
+    def locate(self, step: int) -> tuple[Int[jax.Array, "M"], int]:
+        """The (device-resident) order and the offset at which the batch of this step starts."""
+        epoch, offset = divmod(step * self._batch_size, self._num_examples)
+        if epoch != self._epoch:
+            following = self._permutation(epoch + 1)[: self._batch_size - 1]
+            order = np.concatenate([self._permutation(epoch), following])
+            self._order = jnp.asarray(order, jnp.int32)
+            self._epoch = epoch
+        return self._order, offset
+
+    def indices(self, step: int) -> Int[np.ndarray, "B"]:
+        """The examples of one step."""
+        order, offset = self.locate(step)
+        return np.asarray(order[offset : offset + self._batch_size])

@@ -1,0 +1,224 @@
+"""Where images come from: digits (embedded), TFDS directories, IDX folders and NPZ files."""
+
+import difflib
+import os
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from gc_nc.data.datasets import ImageDataset, make_dataset
+from gc_nc.data.official_archives import locate_files, read_idx
+from gc_nc.errors import InputError
+
+# Images and labels may take this share of the memory that is free where they live; the rest is for
+# the network.
+_RESIDENT_SHARE = 0.5
+_GIB = 2**30
+_READ_BLOCK = 1000
+
+
+def load_dataset(
+    source: str,
+    name: str | None = None,
+    data_dir: str | None = None,
+    *,
+    num_classes: int | None = None,
+    memory_limit_gib: float | None = None,
+) -> ImageDataset:
+    """Loads a set that fits on the device.
+
+    Args:
+      source: "digits", "tfds", "idx" or "npz".
+      name: of a TFDS set, such as "cifar10" or "cifar10:3.0.2"; a label for logs elsewhere.
+      data_dir: folder of TFDS directories, folder of MNIST-format IDX files, or an NPZ file.
+      num_classes: C where the source does not say; by default one more than the largest label.
+      memory_limit_gib: what the images may take; by default half of what is free on the device.
+
+    Raises:
+      InputError: an unknown source, data that is missing, broken or of another version, or a set
+        that does not fit.
+    """
+    if source not in _LOADERS:
+        near = difflib.get_close_matches(source, _LOADERS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"data source {source!r} is not one of {', '.join(_LOADERS)}{hint}")
+    if source != "digits" and not data_dir:
+        raise InputError(
+            f"data source {source!r} needs the place of the data: set --config.data.data_dir=..."
+        )
+
+    def check_fits(num_bytes: int) -> None:
+        limit, origin = _memory_limit(memory_limit_gib)
+        if num_bytes > limit:
+            raise InputError(
+                f"{name or source} takes {num_bytes / _GIB:.3g} GiB in memory and"
+                f" {limit / _GIB:.3g} GiB fits ({origin}); use fewer or smaller images, or raise"
+                " --config.data.memory_limit_gib"
+            )
+
+    return _LOADERS[source](
+        name or source, Path(data_dir or "").expanduser(), num_classes, check_fits
+    )
+
+
+def _memory_limit(memory_limit_gib: float | None) -> tuple[float, str]:
+    if memory_limit_gib is not None:
+        return memory_limit_gib * _GIB, "data.memory_limit_gib"
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return _RESIDENT_SHARE * free, f"{_RESIDENT_SHARE:.0%} of the free memory"
+
+
+def _load_digits(name, path, num_classes, check_fits) -> ImageDataset:
+    """scikit-learn's 1,797 handwritten digits of 8x8 pixels; a fifth of each class is the test set.
+
+    Source: E. Alpaydin, C. Kaynak, UCI, "Optical recognition of handwritten digits" (test part).
+    """
+    del name, path, check_fits
+    # Imported here: scikit-learn takes longer to import than the rest of this package.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    pixels, labels = load_digits(return_X_y=True)
+    # 17 grey levels, 0..16, spread over uint8.
+    images = np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    train_images, test_images, train_labels, test_labels = train_test_split(
+        images, labels, test_size=0.2, stratify=labels, random_state=0
+    )
+    return make_dataset(
+        "digits", (train_images, train_labels), (test_images, test_labels), num_classes
+    )
+
+
+def _load_tfds(name, data_dir, num_classes, check_fits) -> ImageDataset:
+    """A prepared TFDS directory, read without TensorFlow and without a network."""
+    import tensorflow_datasets as tfds
+
+    name, _, version = name.partition(":")
+    builder = tfds.builder_from_directory(_version_dir(name, version, data_dir))
+    features = builder.info.features
+    for feature in ("image", "label"):
+        if feature not in features:
+            raise InputError(
+                f"{name} has features {list(features)}; 'image' and 'label' are needed"
+            )
+    for split in ("train", "test"):
+        if split not in builder.info.splits:
+            raise InputError(
+                f"{name} has splits {list(builder.info.splits)}; 'train' and 'test' are needed"
+            )
+    shape = features["image"].shape
+    if None in shape:
+        raise InputError(f"{name} has images of differing sizes {shape}; one size is needed")
+    counts = {split: builder.info.splits[split].num_examples for split in ("train", "test")}
+    check_fits(sum(counts.values()) * int(np.prod(shape)))
+
+    def read(split):
+        records = builder.as_data_source(split=split)
+        images = np.empty((counts[split], *shape), np.uint8)
+        labels = np.empty(counts[split], np.int64)
+        for start in range(0, counts[split], _READ_BLOCK):
+            stop = min(start + _READ_BLOCK, counts[split])
+            for i, record in enumerate(records.__getitems__(range(start, stop)), start):
+                images[i], labels[i] = record["image"], record["label"]
+        return images, labels
+
+    label = features["label"]
+    return make_dataset(
+        name, read("train"), read("test"), num_classes or label.num_classes, tuple(label.names)
+    )
+
+
+def _version_dir(name: str, version: str, data_dir: Path) -> Path:
+    """The directory of the version asked for, or of the one that TFDS defines for the name."""
+    import tensorflow_datasets as tfds
+
+    root = data_dir / name
+    pattern = re.compile(r"\d+\.\d+\.\d+")
+    found = sorted(
+        path.name
+        for path in (root.iterdir() if root.is_dir() else ())
+        if pattern.fullmatch(path.name) and (path / "dataset_info.json").is_file()
+    )
+    if not version:
+        try:
+            version = str(tfds.builder_cls(name).VERSION)
+        except (tfds.core.registered.DatasetNotFoundError, AttributeError):
+            # Somebody's own set: its only version is the right one.
+            if len(found) == 1:
+                version = found[0]
+    if version in found:
+        return root / version
+    has = f"it holds version {', '.join(found)}" if found else "there is none"
+    raise InputError(
+        f"no prepared {name}{':' + version if version else ''} in {data_dir} ({has}); prepare it"
+        f" with: python -m experiments.prepare --dataset={name} --data_dir={data_dir}"
+    )
+
+
+def _load_idx(name, folder, num_classes, check_fits) -> ImageDataset:
+    """The four files of MNIST, .gz or not, with images of any one size."""
+    names = [
+        f"{prefix}-{kind}-ubyte.gz"
+        for prefix in ("train", "t10k")
+        for kind in ("images-idx3", "labels-idx1")
+    ]
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; it should hold {', '.join(names)}")
+    files = locate_files(folder, names)
+    arrays = [read_idx(files[file]) for file in names]
+    check_fits(sum(array.nbytes for array in arrays))
+    return make_dataset(name, tuple(arrays[:2]), tuple(arrays[2:]), num_classes)
+
+
+def _load_npz(name, path, num_classes, check_fits) -> ImageDataset:
+    """x_train, y_train, x_test, y_test as Keras has them, or images, labels, split (0: train).
+
+    Read without pickle, so that a file from elsewhere cannot run code.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            check_fits(sum(member.file_size for member in archive.infolist()))
+        with np.load(path, allow_pickle=False) as arrays:
+            keys = set(arrays.files)
+            if {"x_train", "y_train", "x_test", "y_test"} <= keys:
+                train, test = ((arrays[f"x_{s}"], arrays[f"y_{s}"]) for s in ("train", "test"))
+            elif {"images", "labels", "split"} <= keys:
+                is_train = arrays["split"] == 0
+                images, labels = arrays["images"], arrays["labels"]
+                if not is_train.shape == labels.shape == images.shape[:1]:
+                    raise InputError(
+                        f"{path}: images {images.shape}, labels {labels.shape} and split"
+                        f" {is_train.shape} differ in length"
+                    )
+                train, test = ((images[rows], labels[rows]) for rows in (is_train, ~is_train))
+            else:
+                raise InputError(
+                    f"{path} holds {', '.join(sorted(keys))}; x_train, y_train, x_test, y_test or"
+                    " images, labels, split (0 train, 1 test) are needed"
+                )
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; give the path of an .npz file") from error
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is not a readable .npz of plain arrays: {error}") from error
+    return make_dataset(name, train, test, num_classes)
+
+
+_LOADERS: dict[str, Callable[..., ImageDataset]] = {
+    "digits": _load_digits,
+    "tfds": _load_tfds,
+    "idx": _load_idx,
+    "npz": _load_npz,
+}
+
+#: What `load_dataset` reads.
+SOURCES = tuple(_LOADERS)

@@ -1,0 +1,64 @@
+"""What all launchers share: flags, and one line instead of a traceback for a user's mistake."""
+
+import difflib
+import re
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+from gc_nc.errors import InputError
+
+#: Bad input: nothing was done, nothing overwritten.
+EXIT_BAD_INPUT = 2
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Parses the flags, calls main and exits; InputError is one line on stderr and exit code 2."""
+
+    def guarded_main(argv):
+        try:
+            if len(argv) > 1:
+                raise InputError(f"unexpected argument {argv[1]!r}; flags are --name=value")
+            return main(argv)
+        except InputError as error:
+            fail(str(error), EXIT_BAD_INPUT)
+
+    app.run(guarded_main, flags_parser=_parse_flags)
+
+
+def fail(message: str, exit_code: int) -> None:
+    """Prints one line and exits."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    # Libraries report every file they touch at INFO.
+    logging.set_verbosity(logging.WARNING)
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        # A config file that is wrong in itself, or an override of it: absl and ml_collections
+        # raise all of these.
+        fail(_flag_message(argv, error), EXIT_BAD_INPUT)
+        raise
+
+
+def _flag_message(argv: list[str], error: Exception) -> str:
+    """The error in one line, with the nearest key if an override names one that is not there."""
+    overrides = [re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in argv]
+    keys = _config_keys()
+    for match in filter(None, overrides):
+        key = match.group(1)
+        if keys and key not in keys:
+            near = difflib.get_close_matches(key, keys, n=1, cutoff=0.4)
+            hint = f"; did you mean config.{near[0]}?" if near else f"; keys are {', '.join(keys)}"
+            return f"config.{key} is not a key of this config{hint}"
+    return str(error.args[0] if error.args else error)
+
+
+def _config_keys() -> list[str]:
+    from gc_nc.training.configuration import default_config, flatten
+
+    return list(flatten(default_config()))

@@ -1,0 +1,1 @@
+"""Training runs: configuration, steps, evaluation, checkpoints, logs and the loop over them."""

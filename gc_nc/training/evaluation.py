@@ -1,0 +1,122 @@
+"""Every metric of a network over all of a split, with padding that counts nowhere."""
+
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gc_nc import metrics
+from gc_nc.data.datasets import ImageSplit
+from gc_nc.data.device_batches import Normalization, normalize
+from gc_nc.models import embed_fn
+from gc_nc.training.step import cross_entropy
+
+
+class EvaluationSums(NamedTuple):
+    """What one pass over a split gathers."""
+
+    statistics: metrics.ClassStatistics
+    loss: jax.Array
+    num_correct: jax.Array
+
+
+def gc_subset(seed: int, num_examples: int, subset_size: int) -> np.ndarray:
+    """The examples on which GC is measured: a sorted random subset, a function of the seed."""
+    rng = np.random.default_rng([seed, 0x6C])
+    return np.sort(rng.permutation(num_examples)[:subset_size]).astype(np.int32)
+
+
+@partial(
+    jax.jit,
+    static_argnames=("model", "normalization", "batch_size"),
+    donate_argnames="sums",
+)
+def _add_batch(sums, variables, split, start, *, model, normalization, batch_size):
+    num_examples = split.labels.shape[0]
+    rows = start + jnp.arange(batch_size)
+    weights = (rows < num_examples).astype(jnp.float32)
+    rows = jnp.minimum(rows, num_examples - 1)
+    labels = split.labels[rows]
+    # Metrics never see TF32, whatever the network trains in.
+    with jax.default_matmul_precision("highest"):
+        inputs = normalize(split.images[rows], normalization)
+        logits, embeddings = model.apply(variables, inputs, train=False)
+    correct = (jnp.argmax(logits, axis=1) == labels) & (weights > 0)
+    return EvaluationSums(
+        metrics.update_class_statistics(sums.statistics, embeddings, labels, weights=weights),
+        sums.loss + jnp.sum(weights * cross_entropy(logits, labels)),
+        sums.num_correct + jnp.sum(correct, dtype=jnp.int32),
+    )
+
+
+@jax.jit
+def _collapse(statistics, gc):
+    return metrics.neural_collapse(statistics), metrics.geometric_collapse(gc, statistics)
+
+
+def evaluate_split(
+    model: nn.Module,
+    variables: dict,
+    split: ImageSplit,
+    normalization: Normalization,
+    subset: np.ndarray,
+    key: jax.Array,
+    *,
+    num_classes: int,
+    batch_size: int,
+    gc_probes: int,
+) -> dict[str, float]:
+    """Accuracy, loss, NC and geometric collapse over the whole split, and GC on a subset of it.
+
+    Args:
+      model: gives (logits, embedding).
+      variables: parameters and running statistics.
+      split: on the device.
+      normalization: of the pixels.
+      subset: indices of the examples on which GC is estimated.
+      key: of the probes.
+      num_classes: C.
+      batch_size: examples at a time; the last batch is padded, and the padding has weight 0.
+      gc_probes: Jacobian products an example of the subset.
+
+    Returns:
+      accuracy, loss, neural_collapse, geometric_collapse, geometric_complexity and
+      geometric_complexity_sem as Python floats.
+    """
+    num_examples = split.labels.shape[0]
+    batch_size = min(batch_size, num_examples)
+    embed = embed_fn(model, variables)
+    inputs = normalize(split.images[subset], normalization)
+    embedding_dim = jax.eval_shape(embed, inputs).shape[1]
+    sums = EvaluationSums(
+        metrics.init_class_statistics(num_classes, embedding_dim),
+        jnp.zeros(()),
+        jnp.zeros((), jnp.int32),
+    )
+    for start in range(0, num_examples, batch_size):
+        sums = _add_batch(
+            sums,
+            variables,
+            split,
+            start,
+            model=model,
+            normalization=normalization,
+            batch_size=batch_size,
+        )
+    gc = metrics.estimate_geometric_complexity(embed, inputs, key, num_probes=gc_probes)
+    neural_collapse, geometric_collapse = _collapse(sums.statistics, gc.mean)
+    fetched = jax.device_get(
+        {
+            "loss": sums.loss / num_examples,
+            "neural_collapse": neural_collapse,
+            "geometric_collapse": geometric_collapse,
+            "geometric_complexity": gc.mean,
+            "geometric_complexity_sem": gc.sem,
+        }
+    )
+    # In Python, so that accuracy is 1.0 exactly when every example is right.
+    accuracy = int(sums.num_correct) / num_examples
+    return {"accuracy": accuracy, **{name: float(value) for name, value in fetched.items()}}

@@ -1,0 +1,302 @@
+"""A run from its configuration to its results, which goes on where it was stopped."""
+
+import contextlib
+import math
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from gc_nc.data.datasets import ImageDataset
+from gc_nc.data.device_batches import (
+    Augmentation,
+    ExampleOrder,
+    Normalization,
+    channel_normalization,
+    identity_normalization,
+)
+from gc_nc.data.sources import load_dataset
+from gc_nc.errors import InputError
+from gc_nc.models import build_model
+from gc_nc.training import run_directory
+from gc_nc.training.checkpoints import Checkpoints
+from gc_nc.training.configuration import check_config
+from gc_nc.training.evaluation import evaluate_split, gc_subset
+from gc_nc.training.progress import Progress
+from gc_nc.training.run_figure import draw_run
+from gc_nc.training.step import TrainState, init_state, make_optimizer, train_step
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer finite."""
+
+
+class Interrupted(Exception):  # noqa: N818 - an event, not an error
+    """A signal stopped the run; its state is saved."""
+
+    def __init__(self, signal_number: int, step: int):
+        """`signal_number` is the one that came, `step` the one that was saved."""
+        super().__init__(f"stopped at step {step}; the same command goes on from there")
+        self.signal_number = signal_number
+
+
+def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Runs a configuration in its directory, from the start or from where it was stopped.
+
+    A finished run is left as it is.
+
+    Returns:
+      results.json: step, stopped_by and the metrics of the last evaluation.
+
+    Raises:
+      InputError: bad configuration, data or directory, before anything is written.
+      Interrupted: by Ctrl-C or SIGTERM; the state is saved.
+      DivergedError: the loss became infinite or NaN.
+    """
+    check_config(config)
+    run_directory.check_run_directory(workdir, config)
+    if (results := run_directory.read_results(workdir)) is not None:
+        return results
+    data = config.data
+    dataset = load_dataset(
+        data.source,
+        data.name,
+        data.data_dir,
+        num_classes=data.num_classes,
+        memory_limit_gib=data.memory_limit_gib,
+    )
+    run = _Run(config, workdir, dataset)
+    run_directory.create_run_directory(workdir, config, run.data_facts())
+    results = run.until_done()
+    # Last: it is what marks the run as finished.
+    run_directory.write_atomically(workdir / "results.json", run_directory.to_json(results))
+    return results
+
+
+class _Run:
+    """What one run holds fixed: data on the device, compiled steps, its place in a directory."""
+
+    def __init__(self, config: ConfigDict, workdir: Path, dataset: ImageDataset):
+        self._config = config
+        self._workdir = workdir
+        self._dataset = dataset
+        images = dataset.train.images
+        data = config.data
+        if 2 * data.crop_padding > min(images.shape[1:3]):
+            raise InputError(
+                f"config.data.crop_padding={data.crop_padding} is more than half of the"
+                f" {images.shape[1]}x{images.shape[2]} images"
+            )
+        self._normalization: Normalization = (
+            channel_normalization(images)
+            if data.standardize
+            else identity_normalization(images.shape[3])
+        )
+        self._order = ExampleOrder(config.seed, len(images), config.batch_size)
+        self._model = build_model(
+            config.model.name,
+            dataset.num_classes,
+            width=config.model.width,
+            batch_norm=config.model.batch_norm,
+        )
+        self._host_splits = {"train": dataset.train, "test": dataset.test}
+        self._subsets = {
+            name: gc_subset(config.seed, len(split.labels), config.evaluation.gc_examples)
+            for name, split in self._host_splits.items()
+        }
+
+    def data_facts(self) -> dict[str, Any]:
+        dataset = self._dataset
+        return {
+            "name": dataset.name,
+            "num_train": len(dataset.train.labels),
+            "num_test": len(dataset.test.labels),
+            "image_shape": dataset.train.images.shape[1:],
+            "num_classes": dataset.num_classes,
+            "class_names": dataset.class_names,
+            # The units of geometric complexity: inputs are (pixel / 255 - mean) / std.
+            "normalization": self._normalization._asdict(),
+            "gc_examples": {split: len(subset) for split, subset in self._subsets.items()},
+        }
+
+    def until_done(self) -> dict[str, Any]:
+        config = self._config
+        optimizer = make_optimizer(config)
+        state = init_state(
+            config.seed, self._model, optimizer, self._dataset.train.images.shape[1:]
+        )
+        self._splits = jax.device_put(self._host_splits)
+        self._augment_key, self._probe_key = jax.random.split(
+            jax.random.fold_in(jax.random.key(config.seed), 1)
+        )
+        self._step_fn = jax.jit(
+            partial(
+                train_step,
+                model=self._model,
+                optimizer=optimizer,
+                normalization=self._normalization,
+                augmentation=Augmentation(config.data.crop_padding, config.data.flip),
+                batch_size=config.batch_size,
+                l2=config.optimizer.l2,
+            ),
+            donate_argnames="state",
+        )
+        with contextlib.ExitStack() as stack:
+            self._checkpoints = stack.enter_context(
+                Checkpoints(self._workdir / "checkpoints", keep=config.checkpoint.keep)
+            )
+            resume_step = self._checkpoints.latest_step()
+            if resume_step is not None:
+                state = self._checkpoints.restore(resume_step, state)
+            self._log = run_directory.MetricLog(self._workdir, resume_step)
+            stack.callback(self._log.close)
+            self._progress = Progress(resume_step or 0, config.num_steps)
+            stack.callback(self._progress.close)
+            self._received = stack.enter_context(_noting_signals(self._progress))
+            self._stopped_by: str | None = None
+            self._full_accuracy_since: int | None = None
+            if resume_step is None:
+                self._evaluate(state, 0)
+            else:
+                self._progress.say(f"going on from the checkpoint of step {resume_step}")
+                for record in _evaluations(self._log.records):
+                    self._note_evaluation(record)
+            self._take_steps(state, resume_step or 0)
+        return self._finish()
+
+    def _take_steps(self, state: TrainState, step: int) -> None:
+        config = self._config
+        # (step, metrics) of a step whose metrics are still on the device: fetching them right away
+        # would keep the device waiting for the host.
+        pending = None
+        started, counted_from = time.perf_counter(), step
+        while not self._stopped_by:
+            order, offset = self._order.locate(step)
+            state, batch = self._step_fn(
+                state, self._splits["train"], order, offset, self._augment_key
+            )
+            step += 1
+            self._progress.advance()
+            if pending is not None:
+                self._log_batch(*pending)
+                pending = None
+            if _due(config.log_every_steps, step):
+                elapsed = time.perf_counter() - started
+                pending = (step, batch, {"steps_per_sec": (step - counted_from) / elapsed})
+            evaluate = step == config.num_steps or _due(config.evaluation.every_steps, step)
+            save = _due(config.checkpoint.every_steps, step) or bool(self._received)
+            if not (evaluate or save):
+                continue
+            if pending is not None:
+                self._log_batch(*pending)
+                pending = None
+            self._check_finite(step, batch["total_loss"])
+            if evaluate:
+                self._evaluate(state, step)
+            if save or self._stopped_by:
+                self._checkpoints.save(state)
+            if self._received and not self._stopped_by:
+                raise Interrupted(self._received[0], step)
+            # Steps per second are of training alone.
+            started, counted_from = time.perf_counter(), step
+
+    def _note_evaluation(self, record: dict[str, Any]) -> None:
+        """Decides from an evaluation whether the run is done."""
+        step, limit = record["step"], self._config.stop_after_epochs_at_full_accuracy
+        if record["train/accuracy"] < 1:
+            self._full_accuracy_since = None
+        elif self._full_accuracy_since is None:
+            self._full_accuracy_since = step
+        if step == self._config.num_steps:
+            self._stopped_by = "num_steps"
+        elif limit is not None and self._full_accuracy_since is not None:
+            examples = (step - self._full_accuracy_since) * self._config.batch_size
+            if examples >= limit * len(self._dataset.train.labels):
+                self._stopped_by = "terminal_phase"
+
+    def _evaluate(self, state: TrainState, step: int) -> None:
+        config = self._config.evaluation
+        values = {}
+        for i, (split, arrays) in enumerate(self._splits.items()):
+            key = jax.random.fold_in(jax.random.fold_in(self._probe_key, step), i)
+            measured = evaluate_split(
+                self._model,
+                state.variables,
+                arrays,
+                self._normalization,
+                self._subsets[split],
+                key,
+                num_classes=self._dataset.num_classes,
+                batch_size=config.batch_size,
+                gc_probes=config.gc_probes,
+            )
+            values |= {f"{split}/{name}": value for name, value in measured.items()}
+        self._log.write(step, values)
+        self._note_evaluation({"step": step, **values})
+        self._progress.evaluation(step, values)
+
+    def _log_batch(self, step: int, batch: dict[str, jax.Array], timing: dict[str, float]) -> None:
+        fetched = {name: float(value) for name, value in jax.device_get(batch).items()}
+        self._check_finite(step, fetched["total_loss"])
+        self._log.write(step, {f"batch/{name}": v for name, v in fetched.items()} | timing)
+
+    def _check_finite(self, step: int, total_loss: jax.Array | float) -> None:
+        if not math.isfinite(total_loss):
+            saved = self._checkpoints.latest_step()
+            raise DivergedError(
+                f"the loss became {float(total_loss)} at step {step} (last checkpoint:"
+                f" {'none' if saved is None else f'step {saved}'}); lower"
+                " config.optimizer.learning_rate"
+            )
+
+    def _finish(self) -> dict[str, Any]:
+        config = self._config
+        draw_run(
+            _evaluations(self._log.records),
+            self._workdir / "figures" / "run.png",
+            title=f"{config.model.name} (width {config.model.width:g}) on {self._dataset.name}",
+            subtitle=(
+                f"GC of the embedding on {len(self._subsets['train'])} fixed training and"
+                f" {len(self._subsets['test'])} test images, in model-input units"
+            ),
+        )
+        last = dict(_evaluations(self._log.records)[-1])
+        return {"step": last.pop("step"), "stopped_by": self._stopped_by, "metrics": last}
+
+
+def _evaluations(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [record for record in records if "train/accuracy" in record]
+
+
+def _due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+@contextlib.contextmanager
+def _noting_signals(progress: Progress):
+    """Yields a list that the first SIGINT or SIGTERM is put on; a second one acts as it always did.
+
+    Only the main thread may handle signals; elsewhere the list stays empty.
+    """
+    received: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def note(signal_number, frame):
+        del frame
+        received.append(signal_number)
+        progress.say("stopping after this step and saving; once more to stop at once")
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(ValueError):
+                previous[number] = signal.signal(number, note)
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

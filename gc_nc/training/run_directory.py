@@ -1,0 +1,182 @@
+"""The files of a run: config.json, metadata.json, metrics.jsonl, results.json, TensorBoard."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from gc_nc.errors import InputError
+from gc_nc.training.configuration import flatten
+
+_PACKAGES = ("gc_nc", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_MISSING = "(no such key)"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def to_json(value: Any) -> str:
+    """Indented JSON with a final newline."""
+    return json.dumps(value, indent=2) + "\n"
+
+
+def check_run_directory(workdir: Path, config: ConfigDict) -> None:
+    """Checks that a run of this configuration may begin, go on or be shown there. Writes nothing.
+
+    Raises:
+      InputError: it cannot be written, holds something else, or holds a run of another
+        configuration (with the keys that differ).
+    """
+    existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"workdir {workdir}: {existing} is not a folder that can be written to")
+    config_path = workdir / "config.json"
+    if config_path.exists():
+        try:
+            stored = json.loads(config_path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{config_path} cannot be read ({error}); choose another") from error
+        _check_same_config(workdir, stored, _resolved(config))
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise InputError(
+            f"workdir {workdir} is not empty and holds no run (no config.json);"
+            " choose a new or empty folder"
+        )
+
+
+def create_run_directory(workdir: Path, config: ConfigDict, data: dict[str, Any]) -> None:
+    """Writes config.json and metadata.json, unless they are there: they are of the run's start.
+
+    Args:
+      workdir: checked by `check_run_directory`.
+      config: of the run.
+      data: what a reader of the numbers must know of the data, for metadata.json.
+
+    Raises:
+      InputError: the directory cannot be written.
+    """
+    device = jax.devices()[0]
+    metadata = {
+        "git_revision": _git_revision(),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "devices": {"kind": device.device_kind, "count": jax.device_count()},
+        "data": data,
+    }
+    contents = {"metadata.json": metadata, "config.json": _resolved(config)}
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        for name, value in contents.items():
+            if not (workdir / name).exists():
+                write_atomically(workdir / name, to_json(value))
+    except OSError as error:
+        raise InputError(f"workdir {workdir} cannot be written: {error}") from error
+
+
+def _resolved(config: ConfigDict) -> dict[str, Any]:
+    """As JSON gives it back: with lists for tuples."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def _check_same_config(workdir: Path, stored: dict, config: dict) -> None:
+    stored, config = flatten(stored), flatten(config)
+    differing = [
+        f"{key} is {stored.get(key, _MISSING)!r} there and {config.get(key, _MISSING)!r} here"
+        for key in stored | config
+        if stored.get(key, _MISSING) != config.get(key, _MISSING)
+    ]
+    if differing:
+        raise InputError(
+            f"workdir {workdir} holds a run of another config: {'; '.join(differing)};"
+            " choose another workdir or the config of that run"
+        )
+
+
+def _git_revision() -> str | None:
+    """The commit of the code that runs, with "-dirty" where it was changed; None outside git."""
+
+    def git(*arguments):
+        # In a checkout that tracks this very file: an installed copy may lie in another project's.
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def read_results(workdir: Path) -> dict[str, Any] | None:
+    """The results of a finished run, or None."""
+    path = workdir / "results.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+
+def read_records(workdir: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl; a last line that a crash cut short does not count."""
+    path = workdir / "metrics.jsonl"
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text("utf-8").splitlines(keepends=True):
+        if not line.endswith("\n"):
+            break
+        records.append(json.loads(line))
+    return records
+
+
+class MetricLog:
+    """metrics.jsonl and TensorBoard events, one record a call."""
+
+    def __init__(self, workdir: Path, resume_step: int | None):
+        """Keeps the records up to the step from which the run goes on (None: from nothing).
+
+        Later ones belong to steps that will be taken again.
+        """
+        # Its import takes as long as the rest of this module.
+        from tensorboardX import SummaryWriter
+
+        path = workdir / "metrics.jsonl"
+        #: All records of the run so far.
+        self.records: list[dict[str, Any]] = [
+            record
+            for record in read_records(workdir)
+            if resume_step is not None and record["step"] <= resume_step
+        ]
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in self.records))
+        self._file = path.open("a", encoding="utf-8")
+        # TensorBoard hides the events of an earlier start from this step on.
+        purge_step = 0 if resume_step is None else resume_step + 1
+        self._events = SummaryWriter(str(workdir), purge_step=purge_step)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Appends {"step": step, **values}; on disk when it returns."""
+        record = {"step": step, **values}
+        self.records.append(record)
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Closes both."""
+        self._file.close()
+        self._events.close()

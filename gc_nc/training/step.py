@@ -1,0 +1,143 @@
+"""The training state, the loss and one pure training step."""
+
+import operator
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from gc_nc.data.datasets import ImageSplit
+from gc_nc.data.device_batches import Augmentation, Normalization, augment, normalize
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a checkpoint holds: everything that a step changes."""
+
+    step: jax.Array
+    params: dict
+    batch_stats: dict
+    opt_state: optax.OptState
+
+    @property
+    def variables(self) -> dict:
+        """What the model's apply takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """SGD, with momentum if it is above 0, under the configured learning-rate schedule."""
+    return optax.sgd(learning_rate_schedule(config), config.optimizer.momentum or None)
+
+
+def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
+    """Learning rate of each step: constant, step or cosine, after a linear warm-up."""
+    peak, schedule = config.optimizer.learning_rate, config.schedule
+    if schedule.name == "constant":
+        after = optax.constant_schedule(peak)
+    elif schedule.name == "step":
+        # Counted from the end of the warm-up, as join_schedules does.
+        steps = [round(b * config.num_steps) - schedule.warmup_steps for b in schedule.boundaries]
+        after = optax.piecewise_constant_schedule(peak, dict.fromkeys(steps, schedule.factor))
+    else:
+        after = optax.cosine_decay_schedule(peak, max(1, config.num_steps - schedule.warmup_steps))
+    if not schedule.warmup_steps:
+        return after
+    warmup = optax.linear_schedule(0.0, peak, schedule.warmup_steps)
+    return optax.join_schedules([warmup, after], [schedule.warmup_steps])
+
+
+def init_state(
+    seed: int, model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple
+) -> TrainState:
+    """The state before the first step; a function of the seed."""
+    images = jnp.zeros((1, *image_shape))
+
+    @jax.jit
+    def init(key):
+        variables = model.init(key, images)
+        params = variables["params"]
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=optimizer.init(params),
+        )
+
+    return init(jax.random.key(seed))
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """(B,) -log softmax(logits)[label]."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def l2_penalty(params: dict) -> jax.Array:
+    """Half the sum of all squared parameters: its gradient is the parameters themselves.
+
+    Times the coefficient it is the term of the loss that the paper calls L2 regularisation; under
+    plain SGD the coefficient acts as what other libraries call weight decay.
+    """
+    return 0.5 * jax.tree.reduce(
+        operator.add, jax.tree.map(lambda p: jnp.sum(p.astype(jnp.float32) ** 2), params)
+    )
+
+
+def train_step(
+    state: TrainState,
+    split: ImageSplit,
+    order: jax.Array,
+    offset: jax.Array,
+    key: jax.Array,
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    normalization: Normalization,
+    augmentation: Augmentation,
+    batch_size: int,
+    l2: float,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One SGD step on the batch order[offset : offset + batch_size] of a device-resident split.
+
+    Minimises total_loss = loss + l2 * l2_penalty(params), loss being the mean cross-entropy.
+
+    Returns:
+      The next state, and loss, l2_penalty (times its coefficient), total_loss and accuracy of the
+      batch before the step.
+    """
+    indices = jax.lax.dynamic_slice(order, (offset,), (batch_size,))
+    images, labels = split.images[indices], split.labels[indices]
+    if augmentation != Augmentation():
+        images = augment(jax.random.fold_in(key, state.step), images, augmentation)
+    images = normalize(images, normalization)
+
+    def total_loss(params):
+        (logits, _), updates = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        loss = jnp.mean(cross_entropy(logits, labels))
+        # A coefficient fixed at 0 compiles to no term at all.
+        penalty = l2 * l2_penalty(params) if l2 else jnp.zeros(())
+        metrics = {
+            "loss": loss,
+            "l2_penalty": penalty,
+            "total_loss": loss + penalty,
+            "accuracy": jnp.mean(jnp.argmax(logits, axis=1) == labels),
+        }
+        return loss + penalty, (updates, metrics)
+
+    gradients, (updates, metrics) = jax.grad(total_loss, has_aux=True)(state.params)
+    changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    state = TrainState(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, changes),
+        batch_stats=updates.get("batch_stats", state.batch_stats),
+        opt_state=opt_state,
+    )
+    return state, metrics

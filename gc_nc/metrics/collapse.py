@@ -58,7 +58,8 @@ def geometric_collapse(gc: Float[Array, ""] | float, stats: ClassStatistics) -> 
     """
     pairs = _checked_pairs(stats)
     inverse = jnp.where(pairs, 1 / _squared_distances(stats), 0)
-    return gc * jnp.sum(inverse) / (stats.num_present - 1)
+    k = stats.num_present
+    return jnp.where(k < 2, jnp.nan, gc * jnp.sum(inverse) / jnp.maximum(k - 1, 1))
 
 
 def _ordered_pairs(stats: ClassStatistics) -> Bool[Array, "C C"]:

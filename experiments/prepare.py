@@ -54,7 +54,7 @@ def _prepare(name: str, data_dir: Path) -> None:
     sizes = ", ".join(f"{split} {count}" for split, count in counts.items())
     print(
         f"{done}: {tfds_writer.dataset_dir(name, data_dir)} ({sizes}); use it with "
-        f"--config.data.format=tfds --config.data.name={name} --config.data.data_dir={data_dir}"
+        f"--config.data.source=tfds --config.data.name={name} --config.data.data_dir={data_dir}"
     )
 
 

@@ -1,4 +1,9 @@
-"""VGG-11 (width 0.25) on scikit-learn's digits."""
+"""VGG-11 (width 0.5) on scikit-learn's digits, into the terminal phase: the main job.
+
+Reproduces no figure of the paper; it is the small run that shows every metric moving.
+
+    python -m experiments.train --config=experiments/configs/digits.py --workdir=runs/digits
+"""
 
 from ml_collections import ConfigDict
 
@@ -6,6 +11,11 @@ from gc_nc.training.configuration import default_config
 
 
 def get_config() -> ConfigDict:
-    """The whole configuration; every key has its default in gc_nc.training.configuration."""
+    """The defaults, a wider network and a higher learning rate."""
     config = default_config()
+    config.model.width = 0.5
+    config.optimizer.learning_rate = 0.1
+    config.num_steps = 1500
+    config.evaluation.every_steps = 150
+    config.checkpoint.every_steps = 500
     return config

@@ -1,7 +1,6 @@
 """Readers of the archives in which CIFAR, MNIST and Fashion-MNIST are published."""
 
 import gzip
-import math
 import tarfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -10,11 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gc_nc.data.idx import find_file, read_idx
 from gc_nc.errors import InputError
 
-# An IDX file starts with two zero bytes, the element type (8: unsigned byte) and the rank.
-_IDX_UBYTE = b"\x00\x00\x08"
-_GZIP_MAGIC = b"\x1f\x8b"
 _CIFAR_IMAGE_BYTES = 3 * 32 * 32
 
 
@@ -35,7 +32,7 @@ class Archive(NamedTuple):
 def locate_files(archive: Path, names: Sequence[str]) -> dict[str, Path]:
     """Finds the official files in a folder, or takes a single file as the only one needed.
 
-    A folder may hold a `.gz` file unpacked, under its name without `.gz`.
+    A folder may hold the files unpacked, under the names that `find_file` knows.
 
     Args:
         archive: a file or a folder.
@@ -53,50 +50,7 @@ def locate_files(archive: Path, names: Sequence[str]) -> dict[str, Path]:
         if len(names) > 1:
             raise InputError(f"{archive} is a file: pass the folder that holds {', '.join(names)}")
         return {names[0]: archive}
-    files = {}
-    for name in names:
-        candidates = [archive / name, archive / name.removesuffix(".gz")]
-        present = [path for path in candidates if path.is_file()]
-        if not present:
-            raise InputError(f"{archive} has no {name} (nor an unpacked one): put it there")
-        files[name] = present[0]
-    return files
-
-
-def read_idx(path: Path) -> np.ndarray:
-    """Reads an IDX file of unsigned bytes, plain or gzipped (told by its content, not its name).
-
-    Args:
-        path: the file.
-
-    Returns:
-        A read-only uint8 array of the shape in the file's header.
-
-    Raises:
-        InputError: not an IDX file of unsigned bytes, corrupt, or shorter or longer than its
-            header says.
-    """
-    content = path.read_bytes()
-    if content.startswith(_GZIP_MAGIC):
-        try:
-            content = gzip.decompress(content)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise InputError(f"{path} is corrupt ({error}): get a new copy") from error
-    rank = content[3] if len(content) > 3 else 0
-    header_bytes = 4 + 4 * rank
-    if not content.startswith(_IDX_UBYTE) or rank == 0 or len(content) < header_bytes:
-        raise InputError(
-            f"{path} is not an IDX file of unsigned bytes (it starts with "
-            f"0x{content[:4].hex()}, expected 0x000008 and the rank): get a new copy"
-        )
-    shape = tuple(int(n) for n in np.frombuffer(content, ">u4", count=rank, offset=4))
-    found = len(content) - header_bytes
-    if found != math.prod(shape):
-        raise InputError(
-            f"{path} holds {found} bytes of data, its header says "
-            f"{' x '.join(map(str, shape))} = {math.prod(shape)}: get a new copy"
-        )
-    return np.frombuffer(content, np.uint8, offset=header_bytes).reshape(shape)
+    return {name: find_file(archive, name) for name in names}
 
 
 def read_cifar10(files: Mapping[str, Path]) -> Archive:

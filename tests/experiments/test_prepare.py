@@ -99,7 +99,7 @@ def test_cifar10_from_a_file(cifar10, tmp_path, monkeypatch, capfd):
     path = tfds_writer.dataset_dir("cifar10", tmp_path / "data")
     captured = capfd.readouterr()
     assert captured.out == (
-        f"prepared: {path} (train 5, test 1); use it with --config.data.format=tfds "
+        f"prepared: {path} (train 5, test 1); use it with --config.data.source=tfds "
         f"--config.data.name=cifar10 --config.data.data_dir={tmp_path / 'data'}\n"
     )
     assert "examples/s" not in captured.err

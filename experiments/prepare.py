@@ -17,8 +17,9 @@ from experiments import launcher
 from gc_nc.data import downloads, official_archives, tfds_writer
 from gc_nc.errors import InputError
 
-_NAMES = ", ".join(official_archives.READERS)
-_DATASET = flags.DEFINE_string("dataset", None, f"One of {_NAMES}.")
+_NAMES = list(official_archives.READERS)
+# Not marked as required: that would hold for every program that imports this module.
+_DATASET = flags.DEFINE_enum("dataset", None, _NAMES, "The set to prepare.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of TFDS directories, to write to.")
 _ARCHIVE = flags.DEFINE_string(
     "archive", None, "Copy of the official archive: CIFAR's tar.gz, or a folder of IDX files."
@@ -27,10 +28,9 @@ _ARCHIVE = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
     """Prepares one data set, or says that it is there."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}: flags are --name=value, see --help")
-    if _DATASET.value not in official_archives.READERS:
-        raise InputError(f"--dataset={_DATASET.value} is not one of {_NAMES}")
+    del argv
+    if not _DATASET.value:
+        raise InputError(f"--dataset is missing: one of {', '.join(_NAMES)}")
     if not _DATA_DIR.value:
         raise InputError("--data_dir is missing: the folder to write to")
     try:
@@ -68,10 +68,8 @@ def _obtain_files(name: str, data_dir: Path) -> dict[str, Path]:
         return files
     files = official_archives.locate_files(Path(_ARCHIVE.value).expanduser(), list(official))
     for file, path in files.items():
-        if path.name == file.removesuffix(".gz"):
-            logging.warning(
-                "%s is unpacked: no checksum is known, only its format is checked", path
-            )
+        if path.name.replace(".idx", "-idx") == file.removesuffix(".gz"):
+            logging.warning("%s is unpacked, so only its format is checked, not a checksum", path)
         else:
             downloads.check_sha256(path, official[file].sha256, fix=f"get {official[file].url}")
     return files

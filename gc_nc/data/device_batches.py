@@ -41,7 +41,8 @@ def channel_normalization(images: UInt8[np.ndarray, "N H W c"]) -> Normalization
         counts = np.bincount(images[..., channel].ravel(), minlength=256)
         mean.append(float(np.average(levels, weights=counts)))
         variance = float(np.average((levels - mean[-1]) ** 2, weights=counts))
-        std.append(variance**0.5 if variance > 0 else 1.0)
+        # One level only: the variance is rounding.
+        std.append(variance**0.5 if np.count_nonzero(counts) > 1 else 1.0)
     return Normalization(tuple(mean), tuple(std))
 
 

@@ -91,11 +91,14 @@ def write_dataset(name: str, archive: Archive, data_dir: Path) -> None:
         builder.info.features[label].names = class_names
     with_ids = "id" in builder.info.features
 
+    def split_generators(dl_manager):
+        # The metadata state the size of the official files, here as after a download by TFDS.
+        dl_manager._recorded_url_infos.update(builder.url_infos)
+        return {split: _examples(split, data, with_ids) for split, data in archive.splits.items()}
+
     # TFDS's hook for reading an archive, on this one builder: a subclass would put its own name and
     # module in place of TFDS's in the metadata.
-    builder._split_generators = lambda dl_manager: {
-        split: _examples(split, data, with_ids) for split, data in archive.splits.items()
-    }
+    builder._split_generators = split_generators
     # It announces an unknown size to be downloaded, and that nothing was.
     with contextlib.redirect_stdout(io.StringIO()):
         try:

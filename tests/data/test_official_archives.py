@@ -105,61 +105,6 @@ def _assert_one_line(error, *contained):
         assert str(text) in message
 
 
-@pytest.mark.parametrize("shape", [(5,), (3, 4, 6), (2, 1, 3, 2), (0, 28, 28)])
-@pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gz"])
-def test_read_idx_of_any_rank(tmp_path, shape, compress):
-    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    # The content tells, not the name.
-    path = tmp_path / "file"
-    path.write_bytes(compress(_idx_bytes(array)))
-    read = official_archives.read_idx(path)
-    assert read.dtype == np.uint8
-    np.testing.assert_array_equal(read, array, strict=True)
-
-
-@pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gz"])
-@pytest.mark.parametrize("change", [lambda c: c[:-1], lambda c: c + b"x"], ids=["short", "long"])
-def test_read_idx_of_another_length_than_its_header_says(tmp_path, compress, change):
-    path = tmp_path / "file"
-    path.write_bytes(compress(change(_idx_bytes(np.zeros((3, 4), np.uint8)))))
-    with pytest.raises(InputError) as error:
-        official_archives.read_idx(path)
-    _assert_one_line(error, path, "3 x 4 = 12")
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"\x00\x00\x08",
-        b"\x00\x00\x08\x00",
-        b"\x00\x00\x08\x03\x00\x00\x00\x01",
-        b"\x00\x00\x0d\x01\x00\x00\x00\x01\x00\x00\x00\x00",
-        b"\x01\x00\x08\x01\x00\x00\x00\x01\x00",
-        b"<!DOCTYPE html><html></html>",
-    ],
-    ids=["empty", "cut", "rank 0", "cut dimensions", "float", "magic", "html"],
-)
-def test_read_idx_of_something_else(tmp_path, content):
-    path = tmp_path / "file"
-    path.write_bytes(content)
-    with pytest.raises(InputError) as error:
-        official_archives.read_idx(path)
-    _assert_one_line(error, path, "not an IDX file")
-
-
-def test_read_idx_of_every_truncation_and_of_corrupt_gz(tmp_path):
-    path = tmp_path / "file.gz"
-    content = gzip.compress(_idx_bytes(_images(2, (5, 5), 0)))
-    broken = [content[:length] for length in range(len(content))]
-    broken.append(content[:40] + bytes([content[40] ^ 255]) + content[41:])
-    for bad in broken:
-        path.write_bytes(bad)
-        with pytest.raises(InputError) as error:
-            official_archives.read_idx(path)
-        _assert_one_line(error, path)
-
-
 @pytest.mark.parametrize(
     "unpacked", [(), ("train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")]
 )

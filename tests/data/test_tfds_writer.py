@@ -114,6 +114,8 @@ def test_metadata_are_those_of_tfds(name, tmp_path):
     assert written.features.to_json() == of_tfds.features.to_json()
     for field in ("name", "version", "description", "citation", "homepage", "module_name"):
         assert getattr(written, field) == getattr(of_tfds, field)
+    official_sizes = [file.size for file in tfds_writer.official_files(name).values()]
+    assert written.download_size == sum(official_sizes)
     assert written.supervised_keys == of_tfds.supervised_keys
     assert written.file_format == tfds.core.FileFormat.ARRAY_RECORD
     assert {split: info.num_examples for split, info in written.splits.items()} == NUM_EXAMPLES

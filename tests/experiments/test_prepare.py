@@ -28,8 +28,9 @@ CHECKOUT = Path(prepare.__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
-def _parsed_flags():
+def _parsed_flags(monkeypatch):
     flags.FLAGS.mark_as_parsed()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     yield
     tfds.enable_progress_bar()
 
@@ -116,10 +117,13 @@ def test_cifar10_from_a_file(cifar10, tmp_path, monkeypatch, capfd):
     assert capfd.readouterr().out.startswith(f"already there: {path} (train 5, test 1)")
 
 
-def test_mnist_from_a_folder_partly_unpacked(mnist, tmp_path, monkeypatch, caplog, capsys):
+@pytest.mark.parametrize("unpacked_name", ["train-labels-idx1-ubyte", "train-labels.idx1-ubyte"])
+def test_mnist_from_a_folder_partly_unpacked(
+    mnist, tmp_path, monkeypatch, caplog, capsys, unpacked_name
+):
     _record_official_files(monkeypatch, mnist)
     packed = mnist / "train-labels-idx1-ubyte.gz"
-    unpacked = mnist / "train-labels-idx1-ubyte"
+    unpacked = mnist / unpacked_name
     unpacked.write_bytes(gzip.decompress(packed.read_bytes()))
     packed.unlink()
     _prepare("mnist", tmp_path / "data", mnist)
@@ -196,9 +200,12 @@ def test_a_data_dir_without_permission_fails_before_the_download(tmp_path, monke
     [
         (
             ["--dataset=svhn", "--data_dir=DIR"],
-            "=svhn is not one of cifar10, cifar100, mnist, fash",
+            "--dataset=svhn: value should be one of <cifar10|cifar100|mnist|fashion_mnist>",
         ),
-        (["--data_dir=DIR"], "is not one of cifar10"),
+        (
+            ["--data_dir=DIR"],
+            "--dataset is missing: one of cifar10, cifar100, mnist, fashion_mnist",
+        ),
         (["--dataset=mnist"], "--data_dir is missing"),
         (["--dataset=mnist", "--data_dir=DIR", "y"], "unexpected argument 'y'"),
         (["--dataset=mnist", "--data_dir=DIR", "--archive=absent"], "absent does not exist"),

@@ -13,7 +13,6 @@ from gc_nc.metrics import (
     update_class_statistics,
 )
 
-
 # One program instead of the many small ones of eager execution.
 update_jitted = jax.jit(update_class_statistics)
 

@@ -1,0 +1,88 @@
+"""Order, normalisation and augmentation of device-resident batches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gc_nc.data.device_batches import (
+    Augmentation,
+    ExampleOrder,
+    augment,
+    channel_normalization,
+    identity_normalization,
+    normalize,
+)
+from gc_nc.errors import InputError
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10])
+def test_every_epoch_visits_every_example_once(batch_size):
+    order = ExampleOrder(0, 10, batch_size)
+    seen = np.concatenate([order.indices(step) for step in range(3 * 10)])[:30]
+    epochs = seen.reshape(3, 10)
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(10))
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_order_is_a_function_of_seed_and_epoch_alone():
+    by_three, by_five = ExampleOrder(7, 15, 3), ExampleOrder(7, 15, 5)
+    np.testing.assert_array_equal(
+        np.concatenate([by_three.indices(step) for step in range(10)]),
+        np.concatenate([by_five.indices(step) for step in range(6)]),
+    )
+    # Nor does it depend on where one starts.
+    np.testing.assert_array_equal(by_three.indices(8), ExampleOrder(7, 15, 3).indices(8))
+    assert not np.array_equal(by_three.indices(0), ExampleOrder(8, 15, 3).indices(0))
+
+
+def test_a_batch_larger_than_the_set_is_refused():
+    with pytest.raises(InputError, match="batch_size=11 is more than the 10"):
+        ExampleOrder(0, 10, 11)
+
+
+def test_normalization_gives_mean_0_and_variance_1_a_channel():
+    images = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3), dtype=np.uint8)
+    images[..., 1] //= 3
+    images[..., 2] = 7
+    normalization = channel_normalization(images)
+    pixels = images.astype(np.float64) / 255
+    np.testing.assert_allclose(normalization.mean, pixels.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(normalization.std[:2], pixels.std((0, 1, 2))[:2], rtol=1e-12)
+    # A channel without variation cannot be scaled.
+    assert normalization.std[2] == 1
+    inputs = np.asarray(normalize(jnp.asarray(images), normalization), np.float64)
+    np.testing.assert_allclose(inputs.mean((0, 1, 2)), [0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(inputs.std((0, 1, 2)), [1, 1, 0], atol=1e-6)
+
+
+def test_identity_normalization_is_pixels_in_0_to_1():
+    images = jnp.array([0, 51, 255], jnp.uint8).reshape(3, 1, 1, 1)
+    np.testing.assert_allclose(
+        normalize(images, identity_normalization(1)).ravel(), [0, 0.2, 1], rtol=1e-6
+    )
+
+
+def test_augmentation_is_off_by_default():
+    images = jnp.arange(48, dtype=jnp.uint8).reshape(3, 4, 4, 1)
+    np.testing.assert_array_equal(augment(jax.random.key(0), images, Augmentation()), images)
+
+
+def test_flips_are_half_of_the_images_and_nothing_else():
+    images = jnp.tile(jnp.arange(16, dtype=jnp.uint8).reshape(1, 4, 4, 1), (200, 1, 1, 1))
+    flipped = np.asarray(augment(jax.random.key(0), images, Augmentation(flip=True)))
+    is_same = (flipped == np.asarray(images)).all((1, 2, 3))
+    is_mirrored = (flipped == np.asarray(images)[:, :, ::-1]).all((1, 2, 3))
+    assert (is_same ^ is_mirrored).all()
+    assert 60 < is_mirrored.sum() < 140
+
+
+def test_crops_are_windows_of_the_padded_image():
+    image = np.arange(1, 17, dtype=np.uint8).reshape(4, 4, 1)
+    padded = np.pad(image, ((1, 1), (1, 1), (0, 0)))
+    windows = {padded[i : i + 4, j : j + 4].tobytes() for i in range(3) for j in range(3)}
+    crops = augment(
+        jax.random.key(0), jnp.tile(jnp.asarray(image)[None], (200, 1, 1, 1)), Augmentation(1)
+    )
+    assert {np.asarray(crop).tobytes() for crop in crops} == windows

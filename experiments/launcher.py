@@ -6,11 +6,14 @@ import sys
 from collections.abc import Callable
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 from gc_nc.errors import InputError
 
 #: Bad input: nothing was done, nothing overwritten.
 EXIT_BAD_INPUT = 2
+
+_EXAMPLE_CONFIG = "--config=experiments/configs/digits.py"
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
@@ -25,6 +28,22 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             fail(str(error), EXIT_BAD_INPUT)
 
     app.run(guarded_main, flags_parser=_parse_flags)
+
+
+def read_config(flag: flags.FlagHolder) -> ConfigDict:
+    """The config of a --config flag.
+
+    Raises:
+      InputError: the flag is missing, or its file cannot be read.
+    """
+    if flag.value is None:
+        raise InputError(f"--{flag.name} is missing; try {_EXAMPLE_CONFIG}")
+    try:
+        # For a file that cannot be read the flag holds an object that raises when it is used.
+        flag.value.items()
+    except OSError as error:
+        raise InputError(f"--{flag.name}: {error}") from error
+    return flag.value
 
 
 def fail(message: str, exit_code: int) -> None:

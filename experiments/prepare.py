@@ -29,10 +29,8 @@ _ARCHIVE = flags.DEFINE_string(
 def main(argv: list[str]) -> None:
     """Prepares one data set, or says that it is there."""
     del argv
-    if not _DATASET.value:
-        raise InputError(f"--dataset is missing: one of {', '.join(_NAMES)}")
-    if not _DATA_DIR.value:
-        raise InputError("--data_dir is missing: the folder to write to")
+    if not _DATASET.value or not _DATA_DIR.value:
+        raise InputError(f"pass --dataset (one of {', '.join(_NAMES)}) and --data_dir, a folder")
     try:
         _prepare(_DATASET.value, Path(_DATA_DIR.value).expanduser())
     except OSError as error:

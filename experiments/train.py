@@ -30,13 +30,12 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this one run.")
 def main(argv: list[str]) -> None:
     """Trains, or shows what a finished run found."""
     del argv
-    if _CONFIG.value is None:
-        raise InputError("--config is missing; try --config=experiments/configs/digits.py")
+    config = launcher.read_config(_CONFIG)
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; name the folder of this run, as in runs/digits")
     workdir = Path(_WORKDIR.value).expanduser()
     try:
-        results = loop.train(_CONFIG.value, workdir)
+        results = loop.train(config, workdir)
     except loop.Interrupted as stop:
         launcher.fail(str(stop), 128 + stop.signal_number)
     except loop.DivergedError as error:

@@ -1,17 +1,31 @@
 """House rules of the tests: shapes checked, rank promotion refused, 8 virtual CPU devices."""
 
 import os
+import tempfile
 
 import jax
+import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)
+
+# Many tests compile the same few programs. One cache a test session, shared by the processes that
+# tests start and by the workers of pytest-xdist, which inherit its place.
+if "GC_NC_TEST_CACHE" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="gc_nc_tests_")
+    os.environ["GC_NC_TEST_CACHE"] = _CACHE.name
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+jax.config.update("jax_compilation_cache_dir", os.environ["GC_NC_TEST_CACHE"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 # Must come before any test imports the package.
 install_import_hook("gc_nc", "beartype.beartype")
+
+from gc_nc.training.configuration import default_config  # noqa: E402
 
 
 def pytest_collection_modifyitems(config, items):
@@ -20,3 +34,28 @@ def pytest_collection_modifyitems(config, items):
     if gpu_items and jax.default_backend() != "gpu":
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
+@pytest.fixture
+def tiny_run(tmp_path):
+    """(config, workdir) of a run of 8 steps on 10 random images, batch 2; a second or two long."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(20) % 2
+    images = rng.integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
+    # The two classes can be told apart by their left halves.
+    images[:, :, :4] = np.where(labels[:, None, None, None] == 1, 250, 5)
+    np.savez(tmp_path / "tiny.npz", images=images, labels=labels, split=np.arange(20) >= 10)
+    config = default_config()
+    config.data.source = "npz"
+    config.data.data_dir = str(tmp_path / "tiny.npz")
+    config.model.width = 0.02
+    config.batch_size = 2
+    config.num_steps = 8
+    config.optimizer.momentum = 0.9
+    config.optimizer.l2 = 1e-3
+    config.evaluation.every_steps = 4
+    config.evaluation.batch_size = 4
+    config.evaluation.gc_examples = 6
+    config.log_every_steps = 2
+    config.checkpoint.every_steps = 5
+    return config.lock(), tmp_path / "run"

@@ -83,7 +83,7 @@ def default_config() -> ConfigDict:
     )
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
     """{"data.name": ...} of a nested mapping, in its order."""
     flat = {}
     for key in config:

@@ -1,6 +1,7 @@
 """The training state, the loss and one pure training step."""
 
 import operator
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -15,15 +16,23 @@ from gc_nc.data.device_batches import Augmentation, Normalization, augment, norm
 
 @flax.struct.dataclass
 class TrainState:
-    """What a checkpoint holds: everything that a step changes."""
+    """What a checkpoint holds: everything that a step changes.
 
-    step: jax.Array
-    params: dict
-    batch_stats: dict
-    opt_state: optax.OptState
+    Attributes:
+      step: scalar, the number of steps taken.
+      params: of the model.
+      batch_stats: running statistics of BatchNorm; {} without.
+      opt_state: of the optimizer.
+    """
+
+    # A pytree holds whatever its transformations put there: arrays, shapes, shardings.
+    step: Any
+    params: Any
+    batch_stats: Any
+    opt_state: Any
 
     @property
-    def variables(self) -> dict:
+    def variables(self) -> dict[str, Any]:
         """What the model's apply takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 

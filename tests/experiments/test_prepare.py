@@ -202,11 +202,8 @@ def test_a_data_dir_without_permission_fails_before_the_download(tmp_path, monke
             ["--dataset=svhn", "--data_dir=DIR"],
             "--dataset=svhn: value should be one of <cifar10|cifar100|mnist|fashion_mnist>",
         ),
-        (
-            ["--data_dir=DIR"],
-            "--dataset is missing: one of cifar10, cifar100, mnist, fashion_mnist",
-        ),
-        (["--dataset=mnist"], "--data_dir is missing"),
+        (["--data_dir=DIR"], "--dataset (one of cifar10, cifar100, mnist, fashion_mnist) and --da"),
+        (["--dataset=mnist"], "and --data_dir, a folder"),
         (["--dataset=mnist", "--data_dir=DIR", "y"], "unexpected argument 'y'"),
         (["--dataset=mnist", "--data_dir=DIR", "--archive=absent"], "absent does not exist"),
     ],

@@ -1,0 +1,43 @@
+"""Values that are refused, each with the key, the value and what is allowed."""
+
+import json
+
+import pytest
+
+from gc_nc.errors import InputError
+from gc_nc.training.configuration import check_config, default_config, flatten
+
+
+def test_the_default_is_valid_and_goes_through_json():
+    config = default_config()
+    check_config(config)
+    assert flatten(json.loads(json.dumps(config.to_dict()))).keys() == flatten(config).keys()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("data.source", "cifar", "config.data.source='cifar' must be one of digits, tfds"),
+        ("model.name", "vgg16", "must be one of vgg11, vgg13"),
+        ("schedule.name", "linear", "must be one of constant, step, cosine"),
+        ("batch_size", 0, "config.batch_size=0 must be at least 1"),
+        ("num_steps", -5, "config.num_steps=-5 must be at least 1"),
+        ("seed", -1, "config.seed=-1 must be at least 0"),
+        ("optimizer.learning_rate", float("nan"), "learning_rate=nan must be a finite number"),
+        ("optimizer.learning_rate", 0.0, "learning_rate=0.0 must be above 0"),
+        ("optimizer.momentum", 1.0, r"momentum=1.0 must be in \[0, 1\)"),
+        ("optimizer.l2", -1e-4, "l2=-0.0001 must be at least 0"),
+        ("model.width", float("inf"), "width=inf must be a finite number"),
+        ("schedule.boundaries", (0.75, 0.5), "ascending"),
+        ("schedule.boundaries", ("a",), "fractions of num_steps"),
+        ("evaluation.gc_examples", 1, "gc_examples=1 must be at least 2"),
+        ("evaluation.gc_probes", 0, "gc_probes=0 must be at least 1"),
+        ("data.num_classes", 1, "num_classes=1 must be at least 2, or left out"),
+        ("stop_after_epochs_at_full_accuracy", -1.0, "must be at least 0, or left out"),
+    ],
+)
+def test_bad_values_are_named(key, value, message):
+    config = default_config()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(InputError, match=message):
+        check_config(config)

@@ -1,0 +1,274 @@
+"""Runs: what they write, how they stop, go on and end."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from gc_nc.errors import InputError
+from gc_nc.training import loop, run_directory
+from gc_nc.training.checkpoints import Checkpoints
+from gc_nc.training.progress import Progress, results_table
+
+WALL_CLOCK = ("time", "per_sec", "seconds")
+
+
+def deterministic(records):
+    return [
+        {k: v for k, v in record.items() if not any(part in k for part in WALL_CLOCK)}
+        for record in records
+    ]
+
+
+def state_leaves(config, workdir, step):
+    """The arrays of a checkpoint, restored into a fresh state."""
+    from gc_nc.models import build_model
+    from gc_nc.training.step import init_state, make_optimizer
+
+    model = build_model(config.model.name, 2, width=config.model.width)
+    like = init_state(5, model, make_optimizer(config), (8, 8, 1))
+    with Checkpoints(workdir / "checkpoints", keep=2) as checkpoints:
+        assert checkpoints.latest_step() == step
+        return jax.tree.leaves(checkpoints.restore(step, like))
+
+
+def files_of(workdir):
+    return {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+
+
+def test_a_run_writes_everything_and_a_second_start_nothing(tiny_run, capsys):
+    config, workdir = tiny_run
+    results = loop.train(config, workdir)
+    assert json.loads((workdir / "config.json").read_text())["num_steps"] == 8
+    metadata = json.loads((workdir / "metadata.json").read_text())
+    assert metadata["data"]["num_train"] == 10
+    assert metadata["packages"]["jax"] == jax.__version__
+    assert (workdir / "figures" / "run.png").read_bytes().startswith(b"\x89PNG")
+    assert list(workdir.glob("events.out.tfevents.*"))
+    records = run_directory.read_records(workdir)
+    assert [r["step"] for r in records if "train/accuracy" in r] == [0, 4, 8]
+    assert [r["step"] for r in records if "batch/loss" in r] == [2, 4, 6, 8]
+    last = records[-1]
+    for split in ("train", "test"):
+        for name in (
+            "accuracy",
+            "loss",
+            "neural_collapse",
+            "geometric_collapse",
+            "geometric_complexity",
+            "geometric_complexity_sem",
+        ):
+            assert results["metrics"][f"{split}/{name}"] == last[f"{split}/{name}"]
+    assert results["stopped_by"] == "num_steps"
+    assert "finished at step 8" in results_table(results)
+    before = files_of(workdir)
+    assert loop.train(config, workdir) == results
+    assert files_of(workdir) == before
+    # No bar in a pipe.
+    assert "\r" not in capsys.readouterr().err
+
+
+def test_tensorboard_reads_the_events(tiny_run):
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto import event_pb2
+    from tensorboardX.record_writer import masked_crc32c  # noqa: F401 - the format's own writer
+
+    config, workdir = tiny_run
+    loop.train(config, workdir)
+    tags = set()
+    for path in workdir.glob("events.out.tfevents.*"):
+        content, start = path.read_bytes(), 0
+        while start < len(content):
+            # TFRecord: length (8), its checksum (4), the event, its checksum (4).
+            length = int.from_bytes(content[start : start + 8], "little")
+            event = event_pb2.Event.FromString(content[start + 12 : start + 12 + length])
+            tags |= {value.tag for value in event.summary.value}
+            start += 16 + length
+    assert {"train/geometric_complexity", "test/accuracy", "batch/loss"} <= tags
+
+
+@pytest.mark.parametrize("stop_after", [3, 4])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_ends_as_an_unbroken_one(
+    tiny_run, monkeypatch, capsys, stop_after, number
+):
+    config, workdir = tiny_run
+    unbroken = loop.train(config, workdir.with_name("unbroken"))
+    advance = Progress.advance
+    steps = []
+
+    def interrupt(self):
+        advance(self)
+        steps.append(1)
+        if len(steps) == stop_after:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Progress, "advance", interrupt)
+    with pytest.raises(loop.Interrupted, match=f"step {stop_after}; the same command") as stop:
+        loop.train(config, workdir)
+    assert stop.value.signal_number == number
+    assert not (workdir / "results.json").exists()
+    assert loop.train(config, workdir) == unbroken
+    assert f"going on from the checkpoint of step {stop_after}" in capsys.readouterr().out
+    runs = [
+        deterministic(run_directory.read_records(path))
+        for path in (workdir, workdir.with_name("unbroken"))
+    ]
+    assert runs[0] == runs[1]
+    states = [state_leaves(config, path, 8) for path in (workdir, workdir.with_name("unbroken"))]
+    for a, b in zip(*states, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_records_after_the_last_checkpoint_are_taken_again(tiny_run, monkeypatch):
+    config, workdir = tiny_run
+    unbroken = loop.train(config, workdir.with_name("unbroken"))
+
+    # Dies at step 8, after its checkpoint of step 5 and an evaluation at 8.
+    def die(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(loop, "draw_run", die)
+    monkeypatch.setattr(Checkpoints, "save", _only_below(8, Checkpoints.save))
+    with pytest.raises(OSError, match="no space left"):
+        loop.train(config, workdir)
+    monkeypatch.undo()
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "cut sho')
+    assert loop.train(config, workdir) == unbroken
+    steps = [r["step"] for r in run_directory.read_records(workdir) if "train/accuracy" in r]
+    assert steps == [0, 4, 8]
+
+
+def _only_below(limit, save):
+    return lambda self, state: save(self, state) if int(state.step) < limit else None
+
+
+def test_r1_the_last_step_is_saved_whatever_the_interval(tiny_run):
+    config, workdir = tiny_run
+    with config.unlocked():
+        config.num_steps = 7
+    loop.train(config, workdir)
+    assert any(np.any(leaf) for leaf in state_leaves(config, workdir, 7))
+
+
+def test_r1_a_failed_save_is_an_error(tiny_run, monkeypatch):
+    import orbax.checkpoint as ocp
+
+    config, workdir = tiny_run
+    monkeypatch.setattr(ocp.CheckpointManager, "save", lambda *_, **__: False)
+    with pytest.raises(RuntimeError, match="checkpoint of step 5 was not saved"):
+        loop.train(config, workdir)
+    assert not (workdir / "results.json").exists()
+
+
+def test_r1_a_failed_background_write_is_an_error(tiny_run, monkeypatch):
+    import orbax.checkpoint as ocp
+
+    def fail(_):
+        raise OSError("disk full")
+
+    config, workdir = tiny_run
+    monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", fail)
+    with pytest.raises(OSError, match="disk full"):
+        loop.train(config, workdir)
+    assert not (workdir / "results.json").exists()
+
+
+def test_terminal_phase_stops_the_run(tiny_run):
+    config, workdir = tiny_run
+    config.num_steps = 400
+    config.optimizer.learning_rate = 0.1
+    config.model.width = 0.1
+    config.checkpoint.every_steps = 0
+    config.evaluation.every_steps = 10
+    # 2 epochs of 10 examples are 10 steps of 2.
+    config.stop_after_epochs_at_full_accuracy = 2.0
+    results = loop.train(config, workdir)
+    evaluations = [r for r in run_directory.read_records(workdir) if "train/accuracy" in r]
+    assert results["stopped_by"] == "terminal_phase"
+    assert results["step"] < 400
+    assert [r["train/accuracy"] for r in evaluations[-2:]] == [1, 1]
+    assert evaluations[-3]["train/accuracy"] < 1
+    assert evaluations[-1]["step"] - evaluations[-2]["step"] == 10
+
+
+def test_a_diverging_loss_stops_the_run(tiny_run):
+    config, workdir = tiny_run
+    config.optimizer.learning_rate = 1e20
+    with pytest.raises(loop.DivergedError, match=r"at step \d+ \(last checkpoint: none\)"):
+        loop.train(config, workdir)
+
+
+def test_seeds_change_the_run(tiny_run):
+    config, workdir = tiny_run
+    first = loop.train(config, workdir)
+    config.seed = 1
+    assert loop.train(config, workdir.with_name("other"))["metrics"] != first["metrics"]
+
+
+def test_another_config_is_refused_with_the_keys_that_differ(tiny_run):
+    config, workdir = tiny_run
+    loop.train(config, workdir)
+    before = files_of(workdir)
+    config.optimizer.learning_rate = 0.7
+    config.seed = 3
+    with pytest.raises(InputError) as error:
+        loop.train(config, workdir)
+    assert "optimizer.learning_rate is 0.05 there and 0.7 here" in str(error.value)
+    assert "seed is 0 there and 3 here" in str(error.value)
+    assert "momentum" not in str(error.value)
+    assert files_of(workdir) == before
+
+
+def a_file(workdir):
+    workdir.write_text("")
+
+
+def below_a_file(workdir):
+    return workdir.parent / "tiny.npz" / "run"
+
+
+def a_folder_of_something_else(workdir):
+    workdir.mkdir()
+    (workdir / "thesis.tex").write_text("")
+
+
+def a_broken_config(workdir):
+    workdir.mkdir()
+    (workdir / "config.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (a_file, "is not a folder that can be written to"),
+        (below_a_file, "is not a folder that can be written to"),
+        (a_folder_of_something_else, "holds no run"),
+        (a_broken_config, "cannot be read"),
+    ],
+)
+def test_a_workdir_that_cannot_serve(tiny_run, prepare, message):
+    config, workdir = tiny_run
+    workdir = prepare(workdir) or workdir
+    with pytest.raises(InputError, match=message):
+        loop.train(config, workdir)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("batch_size", 11, "batch_size=11 is more than the 10 training examples"),
+        ("data.crop_padding", 5, "crop_padding=5 is more than half"),
+        ("data.data_dir", "missing.npz", "does not exist"),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(tiny_run, key, value, message):
+    config, workdir = tiny_run
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(InputError, match=message):
+        loop.train(config, workdir)
+    assert not workdir.exists()

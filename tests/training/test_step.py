@@ -1,0 +1,152 @@
+"""The loss, its L2 term, the optimizer and one step against NumPy."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gc_nc.data.datasets import ImageSplit
+from gc_nc.data.device_batches import Augmentation, Normalization
+from gc_nc.models import VGG
+from gc_nc.training.configuration import default_config
+from gc_nc.training.step import (
+    init_state,
+    l2_penalty,
+    learning_rate_schedule,
+    make_optimizer,
+    train_step,
+)
+
+MODEL = VGG(((3,),), 2, batch_norm=True)
+SPLIT = ImageSplit(
+    np.random.default_rng(0).integers(0, 256, (6, 4, 4, 1), dtype=np.uint8),
+    np.array([0, 1, 0, 1, 1, 0], np.int32),
+)
+ORDER = jnp.array([5, 2, 0, 1, 4, 3])
+
+
+def step_fn(**options):
+    defaults = {
+        "model": MODEL,
+        "optimizer": optax.sgd(0.1),
+        "normalization": Normalization((0.5,), (0.25,)),
+        "augmentation": Augmentation(),
+        "batch_size": 2,
+        "l2": 0.0,
+    }
+    return partial(train_step, **(defaults | options))
+
+
+def state_of(optimizer=None, seed=0):
+    return init_state(seed, MODEL, optimizer or optax.sgd(0.1), (4, 4, 1))
+
+
+def test_one_step_is_sgd_on_the_batch_at_the_offset():
+    state = state_of()
+    images = (SPLIT.images[[0, 1]] / 255.0 - 0.5) / 0.25
+    labels = SPLIT.labels[[0, 1]]
+
+    def loss(params):
+        (logits, _), _ = MODEL.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            images.astype(np.float32),
+            train=True,
+            mutable=["batch_stats"],
+        )
+        squares = sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
+        nll = -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(2), labels])
+        return nll + 0.5 * 0.3 * squares, (nll, squares)
+
+    gradients, (nll, squares) = jax.grad(loss, has_aux=True)(state.params)
+    new, metrics = jax.jit(step_fn(l2=0.3))(state, SPLIT, ORDER, 2, jax.random.key(0))
+    jax.tree.map(
+        lambda p, g, q: np.testing.assert_allclose(q, p - 0.1 * g, rtol=1e-4, atol=1e-6),
+        state.params,
+        gradients,
+        new.params,
+    )
+    assert new.step == 1
+    np.testing.assert_allclose(metrics["loss"], nll, rtol=1e-5)
+    np.testing.assert_allclose(metrics["l2_penalty"], 0.15 * squares, rtol=1e-5)
+    np.testing.assert_allclose(metrics["total_loss"], nll + 0.15 * squares, rtol=1e-5)
+    assert not np.array_equal(
+        *(s.batch_stats["stage1_conv1"]["norm"]["mean"] for s in (state, new))
+    )
+
+
+def test_l2_weight_0_is_no_term_at_all():
+    state, key = state_of(), jax.random.key(0)
+    programs = [
+        jax.jit(step_fn(**options)).lower(state, SPLIT, ORDER, 0, key).as_text()
+        for options in ({"l2": 0.0}, {})
+    ]
+    assert programs[0] == programs[1]
+    with_penalty = jax.jit(step_fn(l2=1e-3)).lower(state, SPLIT, ORDER, 0, key).as_text()
+    assert len(with_penalty) > len(programs[0])
+
+
+def test_l2_penalty_has_the_parameters_as_gradient():
+    params = {"a": jnp.array([1.0, -2.0]), "b": {"c": jnp.array([[3.0]])}}
+    assert l2_penalty(params) == 7
+    assert jax.tree.all(
+        jax.tree.map(lambda p, g: bool((p == g).all()), params, jax.grad(l2_penalty)(params))
+    )
+
+
+def test_augmentation_changes_the_batch_with_the_step_and_the_key():
+    step = jax.jit(step_fn(augmentation=Augmentation(2, True), batch_size=6))
+    state, key = state_of(), jax.random.key(0)
+    losses = [
+        float(step(s, SPLIT, ORDER, 0, k)[1]["loss"])
+        for s, k in (
+            (state, key),
+            (state, key),
+            (state.replace(step=state.step + 1), key),
+            (state, jax.random.key(1)),
+        )
+    ]
+    assert losses[0] == losses[1]
+    assert len(set(losses)) == 3
+
+
+def test_init_is_a_function_of_the_seed():
+    a, b, c = (jax.tree.leaves(state_of(seed=seed).params) for seed in (0, 0, 1))
+    assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    assert not all(np.array_equal(x, y) for x, y in zip(a, c, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "warmup", "expected"),
+    [
+        ("constant", 0, {0: 1.0, 50: 1.0, 99: 1.0}),
+        ("constant", 10, {0: 0.0, 5: 0.5, 10: 1.0, 99: 1.0}),
+        ("step", 0, {49: 1.0, 51: 0.1, 74: 0.1, 76: 0.01}),
+        ("step", 10, {9: 0.9, 49: 1.0, 51: 0.1, 76: 0.01}),
+        ("cosine", 0, {0: 1.0, 50: 0.5, 100: 0.0}),
+        ("cosine", 20, {10: 0.5, 60: 0.5, 100: 0.0}),
+    ],
+)
+def test_schedules(name, warmup, expected):
+    config = default_config()
+    config.num_steps = 100
+    config.optimizer.learning_rate = 1.0
+    config.schedule.name = name
+    config.schedule.warmup_steps = warmup
+    schedule = learning_rate_schedule(config)
+    for step, rate in expected.items():
+        np.testing.assert_allclose(schedule(step), rate, atol=1e-6)
+
+
+def test_momentum():
+    config = default_config()
+    config.optimizer.learning_rate = 1.0
+    config.optimizer.momentum = 0.5
+    optimizer = make_optimizer(config)
+    params = jnp.zeros(())
+    opt_state = optimizer.init(params)
+    for expected in (-1.0, -1.5):
+        update, opt_state = optimizer.update(jnp.ones(()), opt_state, params)
+        assert update == expected

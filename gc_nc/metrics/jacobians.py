@@ -351,8 +351,10 @@ def _weighted_estimate(values: Array, weights: Array | None) -> Estimate:
     """Mean and its standard error; for equal weights std(ddof=1) / sqrt(B)."""
     if weights is None:
         weights = jnp.ones_like(values)
-    shares = weights / jnp.sum(weights)
-    mean = jnp.sum(shares * values)
+    total = jnp.sum(weights)
+    shares = weights / total
+    # Divided last: equal values have just that mean.
+    mean = jnp.sum(weights * values) / total
     inverse_count = jnp.sum(shares**2)
     variance = jnp.sum(shares * (values - mean) ** 2) * inverse_count
     # 0/0 for one example: its spread is unknown, not 0.

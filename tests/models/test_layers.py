@@ -1,0 +1,76 @@
+"""Convolution and normalisation against hand values."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gc_nc.metrics import geometric_complexity
+from gc_nc.models import layers
+
+# One 1x1 convolution with the weight 1, so that only the BatchNorm after it is left.
+NORM = layers.ConvNorm(features=1, kernel_size=1, batch_norm=True)
+
+
+def norm_variables(mean, var):
+    return {
+        "params": {
+            "conv": {"kernel": jnp.ones((1, 1, 1, 1))},
+            "norm": {"scale": jnp.ones(1), "bias": jnp.zeros(1)},
+        },
+        "batch_stats": {"norm": {"mean": jnp.full(1, mean), "var": jnp.full(1, var)}},
+    }
+
+
+def test_j1_batch_norm_with_running_statistics():
+    variables = norm_variables(mean=0.0, var=4.0)
+
+    def embed(x):
+        return NORM.apply(variables, x[:, None, None], train=False)[:, 0, 0]
+
+    x = jnp.array([[-1.0], [1.0]])
+    # 1 / (4 + epsilon).
+    np.testing.assert_allclose(geometric_complexity(embed, x), 0.25, rtol=1e-5)
+    changed = embed(x.at[1].set(1000.0))
+    assert changed[0] == embed(x)[0]
+    assert changed[1] != embed(x)[1]
+
+
+def test_batch_norm_in_training_uses_and_follows_the_batch():
+    x = jnp.array([1.0, 1.0, 5.0, 5.0]).reshape(4, 1, 1, 1)  # mean 3, variance 4
+    y, updates = NORM.apply(norm_variables(10.0, 1.0), x, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(y[:, 0, 0, 0], np.array([-1, -1, 1, 1]) * 2 / np.sqrt(4 + 1e-5))
+    stats = updates["batch_stats"]["norm"]
+    np.testing.assert_allclose(stats["mean"], [0.9 * 10 + 0.1 * 3], rtol=1e-6)
+    np.testing.assert_allclose(stats["var"], [0.9 * 1 + 0.1 * 4], rtol=1e-6)
+
+
+def test_convolution_pads_both_sides():
+    """A kernel of ones sums each window; stride 2 starts half a kernel outside the image."""
+    conv = layers.ConvNorm(features=1, strides=2)
+    variables = {
+        "params": {"conv": {"kernel": jnp.ones((3, 3, 1, 1)), "bias": jnp.full(1, 0.5)}},
+    }
+    y = conv.apply(variables, jnp.ones((1, 4, 4, 1)), train=False)
+    np.testing.assert_array_equal(y[0, :, :, 0], np.array([[4, 6], [6, 9]]) + 0.5)
+
+
+def test_max_pool_halves_rounding_up():
+    shapes = [(28, 28)]
+    while shapes[-1] != (1, 1):
+        x = jax.ShapeDtypeStruct((1, *shapes[-1], 1), jnp.float32)
+        shapes.append(jax.eval_shape(layers.max_pool, x).shape[1:3])
+    assert [h for h, _ in shapes] == [28, 14, 7, 4, 2, 1]
+    one = jnp.full((1, 1, 1, 1), -3.0)
+    np.testing.assert_array_equal(layers.max_pool(one), one)
+
+
+def test_he_initialisation_has_its_variance():
+    kernel = layers.he_normal(jax.random.key(0), (3, 3, 64, 64))
+    np.testing.assert_allclose(jnp.std(kernel), np.sqrt(2 / (9 * 64)), rtol=0.02)
+    assert abs(float(jnp.mean(kernel))) < 0.001
+    # Filters differ.
+    assert not np.array_equal(kernel[..., 0], kernel[..., 1])
+
+
+def test_scaled_width_is_at_least_one():
+    assert [layers.scaled_width(64, w) for w in (1.0, 0.25, 0.1, 0.001)] == [64, 16, 6, 1]

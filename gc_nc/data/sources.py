@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from gc_nc.data.datasets import ImageDataset, make_dataset
-from gc_nc.data.official_archives import locate_files, read_idx
+from gc_nc.data.idx import find_idx_files, read_idx
 from gc_nc.errors import InputError
 
 # Images and labels may take this share of the memory that is free where they live; the rest is for
@@ -165,17 +165,15 @@ def _version_dir(name: str, version: str, data_dir: Path) -> Path:
 
 def _load_idx(name, folder, num_classes, check_fits) -> ImageDataset:
     """The four files of MNIST, .gz or not, with images of any one size."""
-    names = [
-        f"{prefix}-{kind}-ubyte.gz"
-        for prefix in ("train", "t10k")
-        for kind in ("images-idx3", "labels-idx1")
-    ]
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; it should hold {', '.join(names)}")
-    files = locate_files(folder, names)
-    arrays = [read_idx(files[file]) for file in names]
-    check_fits(sum(array.nbytes for array in arrays))
-    return make_dataset(name, tuple(arrays[:2]), tuple(arrays[2:]), num_classes)
+        raise InputError(f"{folder} is not a folder; it should hold the four IDX files of MNIST")
+    files = find_idx_files(folder)
+    arrays = {name: read_idx(path) for name, path in files.items()}
+    check_fits(sum(array.nbytes for array in arrays.values()))
+    train, test = (
+        (arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in ("train", "test")
+    )
+    return make_dataset(name, train, test, num_classes)
 
 
 def _load_npz(name, path, num_classes, check_fits) -> ImageDataset:

@@ -92,7 +92,7 @@ def test_resnet_equals_a_plain_forward_pass(bottleneck, batch_norm, shortcuts):
     assert {name for name, p in variables["params"].items() if "shortcut" in p} == shortcuts
     logits, embedding = jax.jit(model.apply)(variables, images)
     expected = jax.jit(lambda v, x: plain_forward(v, x, (1, 2), bottleneck))(variables, images)
-    # atol: a ReLU leaves small differences of large terms, whose rounding is not small against them.
+    # atol: what a ReLU leaves of two large terms keeps the rounding of the terms.
     np.testing.assert_allclose(embedding, expected, rtol=1e-5, atol=1e-6)
     head = variables["params"]["head"]
     np.testing.assert_allclose(

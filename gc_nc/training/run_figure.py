@@ -25,6 +25,7 @@ def draw_run(evaluations: list[dict], path: Path, *, title: str, subtitle: str) 
     # The Agg canvas by hand: pyplot would choose a window system and change global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     figure = Figure(figsize=(9, 6.4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -43,6 +44,11 @@ def draw_run(evaluations: list[dict], path: Path, *, title: str, subtitle: str) 
             # A logarithmic axis of nothing positive would warn and show nothing.
             if logarithmic and np.any(values > 0):
                 ax.set_yscale("log")
+                # Plain numbers, between the powers of ten too where few of those are in sight.
+                ax.yaxis.set_major_formatter("{x:g}")
+                ax.yaxis.set_minor_formatter(
+                    LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.6))
+                )
         ax.set_title(label, fontsize=11)
         ax.grid(alpha=0.25, which="both")
         ax.spines[["top", "right"]].set_visible(False)
@@ -53,3 +59,9 @@ def draw_run(evaluations: list[dict], path: Path, *, title: str, subtitle: str) 
     figure.text(0.5, 0.945, subtitle, ha="center", va="center", fontsize=9, color="#555555")
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def _finite(evaluations: list[dict], name: str) -> np.ndarray:
+    """The values of a metric; NaN, which leaves a gap, for infinite ones."""
+    values = np.array([record[name] for record in evaluations], float)
+    return np.where(np.isfinite(values), values, np.nan)

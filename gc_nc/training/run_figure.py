@@ -34,11 +34,11 @@ def draw_run(evaluations: list[dict], path: Path, *, title: str, subtitle: str) 
         figure.subplots(2, 2, sharex=True).flat, _PANELS, strict=True
     ):
         for split, color in _COLORS.items():
-            values = np.array([record[f"{split}/{name}"] for record in evaluations])
+            values = _finite(evaluations, f"{split}/{name}")
             style = "-" if split == "train" else "--"
             ax.plot(steps, values, style, color=color, label=split, marker=".", markersize=4)
             if name == "geometric_complexity":
-                sem = np.array([record[f"{split}/{name}_sem"] for record in evaluations])
+                sem = _finite(evaluations, f"{split}/{name}_sem")
                 low = np.maximum(values - 1.96 * sem, values * 1e-3)
                 ax.fill_between(steps, low, values + 1.96 * sem, color=color, alpha=0.2, lw=0)
             # A logarithmic axis of nothing positive would warn and show nothing.

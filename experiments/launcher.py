@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import signal
 import sys
 from collections.abc import Callable
 
@@ -12,6 +13,8 @@ from gc_nc.errors import InputError
 
 #: Bad input: nothing was done, nothing overwritten.
 EXIT_BAD_INPUT = 2
+#: Ctrl-C, as shells have it.
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 _EXAMPLE_CONFIG = "--config=experiments/configs/digits.py"
 
@@ -26,6 +29,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             return main(argv)
         except InputError as error:
             fail(str(error), EXIT_BAD_INPUT)
+        except KeyboardInterrupt:
+            fail("interrupted", EXIT_INTERRUPTED)
 
     app.run(guarded_main, flags_parser=_parse_flags)
 

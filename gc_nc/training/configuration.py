@@ -135,6 +135,7 @@ def check_config(config: ConfigDict) -> None:
         "checkpoint.every_steps",
     ):
         require(key, flat[key] >= 0, "at least 0")
+    require("seed", flat["seed"] < 2**32, "below 2**32")
     require("evaluation.gc_examples", flat["evaluation.gc_examples"] >= 2, "at least 2")
     require("optimizer.learning_rate", flat["optimizer.learning_rate"] > 0, "above 0")
     require("model.width", flat["model.width"] > 0, "above 0")

@@ -9,7 +9,7 @@ import pytest
 
 from gc_nc.errors import InputError
 from gc_nc.metrics import geometric_complexity
-from gc_nc.models import MODEL_NAMES, VGG, build_model, embed_fn, layers
+from gc_nc.models import MODEL_NAMES, VGG, ResNet, build_model, embed_fn, layers
 
 
 def init(model, images, seed=0):
@@ -57,7 +57,7 @@ def test_every_input_size_gives_logits_and_an_embedding(name, shape):
     assert variables["params"]["head"]["kernel"].shape == (embedding_dim, 7)
 
 
-@pytest.mark.parametrize("name", ["vgg11", "resnet18"])
+@pytest.mark.parametrize("name", ["vgg11"])
 def test_head_sees_the_embedding(name):
     model = build_model(name, 5, width=0.05)
     images = images_of((3, 8, 8, 1))
@@ -93,14 +93,14 @@ def test_vgg_equals_a_plain_forward_pass():
 
 
 def test_he_initialisation_keeps_the_signal():
-    model = build_model("vgg13", 10, width=0.5)
+    model = build_model("vgg13", 10, width=0.25)
     images = images_of((4, 32, 32, 3))
     _, embedding = jax.jit(model.apply)(init(model, images), images)
     assert 0.05 < float(jnp.std(embedding)) < 20
 
 
 def test_running_statistics_do_not_mix_examples():
-    model = build_model("resnet18", 3, width=0.05)
+    model = ResNet((1, 1), bottleneck=False, num_classes=3, width=0.05)
     images = images_of((4, 8, 8, 3))
     variables = init(model, images)
     _, updates = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))(

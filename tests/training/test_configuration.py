@@ -23,6 +23,7 @@ def test_the_default_is_valid_and_goes_through_json():
         ("batch_size", 0, "config.batch_size=0 must be at least 1"),
         ("num_steps", -5, "config.num_steps=-5 must be at least 1"),
         ("seed", -1, "config.seed=-1 must be at least 0"),
+        ("seed", 2**32, "seed=4294967296 must be below"),
         ("optimizer.learning_rate", float("nan"), "learning_rate=nan must be a finite number"),
         ("optimizer.learning_rate", 0.0, "learning_rate=0.0 must be above 0"),
         ("optimizer.momentum", 1.0, r"momentum=1.0 must be in \[0, 1\)"),

@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.model.width = 0.5
     config.optimizer.learning_rate = 0.1
-    config.num_steps = 1500
-    config.evaluation.every_steps = 150
+    config.num_steps = 1000
+    config.evaluation.every_steps = 100
     config.checkpoint.every_steps = 500
     return config

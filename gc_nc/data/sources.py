@@ -68,12 +68,15 @@ def load_dataset(
 def _memory_limit(memory_limit_gib: float | None) -> tuple[float, str]:
     if memory_limit_gib is not None:
         return memory_limit_gib * _GIB, "data.memory_limit_gib"
+    return _RESIDENT_SHARE * free_device_memory(), f"{_RESIDENT_SHARE:.0%} of the free memory"
+
+
+def free_device_memory() -> int:
+    """Bytes that are free where arrays live by default: on the accelerator, or in main memory."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
-        free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return _RESIDENT_SHARE * free, f"{_RESIDENT_SHARE:.0%} of the free memory"
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _load_digits(name, path, num_classes, check_fits) -> ImageDataset:

@@ -1,6 +1,5 @@
 """Every key of a run's configuration with its default, and the checks of its values."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,10 @@ from gc_nc.errors import InputError
 from gc_nc.models import MODEL_NAMES
 
 SCHEDULES = ("constant", "step", "cosine")
+
+# What the device's int32 and float32 hold.
+_MAX_INT = 2**31 - 1
+_MAX_FLOAT = 3e38
 
 
 def default_config() -> ConfigDict:
@@ -103,8 +106,12 @@ def check_config(config: ConfigDict) -> None:
     """
     flat = flatten(config)
     for key, value in flat.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"config.{key}={value} must be a finite number")
+        if isinstance(value, float) and not abs(value) <= _MAX_FLOAT:
+            raise InputError(
+                f"config.{key}={value} must be a finite number of at most {_MAX_FLOAT:g}"
+            )
+        if isinstance(value, int) and value > _MAX_INT:
+            raise InputError(f"config.{key}={value} must be at most {_MAX_INT}")
 
     def require(key: str, allowed: bool, what: str) -> None:
         if not allowed:
@@ -135,10 +142,14 @@ def check_config(config: ConfigDict) -> None:
         "checkpoint.every_steps",
     ):
         require(key, flat[key] >= 0, "at least 0")
-    require("seed", flat["seed"] < 2**32, "below 2**32")
+    require(
+        "schedule.warmup_steps",
+        flat["schedule.warmup_steps"] < flat["num_steps"],
+        f"below config.num_steps={flat['num_steps']}",
+    )
     require("evaluation.gc_examples", flat["evaluation.gc_examples"] >= 2, "at least 2")
     require("optimizer.learning_rate", flat["optimizer.learning_rate"] > 0, "above 0")
-    require("model.width", flat["model.width"] > 0, "above 0")
+    require("model.width", 0 < flat["model.width"] <= 100, "above 0 and at most 100")
     require("optimizer.momentum", 0 <= flat["optimizer.momentum"] < 1, "in [0, 1)")
     boundaries = flat["schedule.boundaries"]
     require(
@@ -153,3 +164,4 @@ def check_config(config: ConfigDict) -> None:
         ("stop_after_epochs_at_full_accuracy", 0),
     ):
         require(key, flat[key] is None or flat[key] >= least, f"at least {least}, or left out")
+    require("data.num_classes", (flat["data.num_classes"] or 0) <= 10**6, "at most 1000000")

@@ -19,7 +19,7 @@ from gc_nc.data.device_batches import (
     channel_normalization,
     identity_normalization,
 )
-from gc_nc.data.sources import load_dataset
+from gc_nc.data.sources import free_device_memory, load_dataset
 from gc_nc.errors import InputError
 from gc_nc.models import build_model
 from gc_nc.training import run_directory
@@ -103,6 +103,8 @@ class _Run:
             width=config.model.width,
             batch_norm=config.model.batch_norm,
         )
+        self._optimizer = make_optimizer(config)
+        self._check_model_fits()
         self._host_splits = {"train": dataset.train, "test": dataset.test}
         self._subsets = {
             name: gc_subset(config.seed, len(split.labels), config.evaluation.gc_examples)
@@ -123,12 +125,24 @@ class _Run:
             "gc_examples": {split: len(subset) for split, subset in self._subsets.items()},
         }
 
+    def _initial_state(self) -> TrainState:
+        image_shape = self._dataset.train.images.shape[1:]
+        return init_state(self._config.seed, self._model, self._optimizer, image_shape)
+
+    def _check_model_fits(self) -> None:
+        state = jax.eval_shape(self._initial_state)
+        state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        # A step holds the gradients, and the next state before it drops the last.
+        needed, free = 3 * state_bytes, free_device_memory()
+        if needed > free:
+            raise InputError(
+                f"config.model.width={self._config.model.width} makes a training state that needs"
+                f" {needed / 2**30:.3g} GiB and {free / 2**30:.3g} GiB are free; lower it"
+            )
+
     def until_done(self) -> dict[str, Any]:
         config = self._config
-        optimizer = make_optimizer(config)
-        state = init_state(
-            config.seed, self._model, optimizer, self._dataset.train.images.shape[1:]
-        )
+        state = self._initial_state()
         self._splits = jax.device_put(self._host_splits)
         self._augment_key, self._probe_key = jax.random.split(
             jax.random.fold_in(jax.random.key(config.seed), 1)
@@ -137,7 +151,7 @@ class _Run:
             partial(
                 train_step,
                 model=self._model,
-                optimizer=optimizer,
+                optimizer=self._optimizer,
                 normalization=self._normalization,
                 augmentation=Augmentation(config.data.crop_padding, config.data.flip),
                 batch_size=config.batch_size,

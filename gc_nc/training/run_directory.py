@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
@@ -37,6 +38,11 @@ def check_run_directory(workdir: Path, config: ConfigDict) -> None:
       InputError: it cannot be written, holds something else, or holds a run of another
         configuration (with the keys that differ).
     """
+    if special := set("*?[]") & set(str(workdir.absolute())):
+        raise InputError(
+            f"workdir {workdir} has {' '.join(sorted(special))} in its path, which the checkpoint"
+            " library takes for a pattern; choose another name"
+        )
     existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"workdir {workdir}: {existing} is not a folder that can be written to")
@@ -174,7 +180,9 @@ class MetricLog:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+            # TensorBoard cannot draw the others, and its writer complains of each.
+            if math.isfinite(value):
+                self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Closes both."""

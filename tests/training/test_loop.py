@@ -232,6 +232,10 @@ def below_a_file(workdir):
     return workdir.parent / "tiny.npz" / "run"
 
 
+def a_pattern(workdir):
+    return workdir.with_name("run[1]")
+
+
 def a_folder_of_something_else(workdir):
     workdir.mkdir()
     (workdir / "thesis.tex").write_text("")
@@ -247,6 +251,7 @@ def a_broken_config(workdir):
     [
         (a_file, "is not a folder that can be written to"),
         (below_a_file, "is not a folder that can be written to"),
+        (a_pattern, r"has \[ \] in its path"),
         (a_folder_of_something_else, "holds no run"),
         (a_broken_config, "cannot be read"),
     ],
@@ -264,6 +269,7 @@ def test_a_workdir_that_cannot_serve(tiny_run, prepare, message):
         ("batch_size", 11, "batch_size=11 is more than the 10 training examples"),
         ("data.crop_padding", 5, "crop_padding=5 is more than half"),
         ("data.data_dir", "missing.npz", "does not exist"),
+        ("model.width", 100.0, "width=100.0 makes a training state that needs .* GiB"),
     ],
 )
 def test_bad_input_leaves_nothing_behind(tiny_run, key, value, message):

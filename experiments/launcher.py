@@ -62,9 +62,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
     logging.set_verbosity(logging.WARNING)
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        # A config file that is wrong in itself, or an override of it: absl and ml_collections
-        # raise all of these.
+    except Exception as error:
+        # A config file is code and may raise anything; absl and ml_collections raise half a dozen
+        # types for a wrong override of it.
         fail(_flag_message(argv, error), EXIT_BAD_INPUT)
         raise
 
@@ -79,7 +79,12 @@ def _flag_message(argv: list[str], error: Exception) -> str:
             near = difflib.get_close_matches(key, keys, n=1, cutoff=0.4)
             hint = f"; did you mean config.{near[0]}?" if near else f"; keys are {', '.join(keys)}"
             return f"config.{key} is not a key of this config{hint}"
-    return str(error.args[0] if error.args else error)
+    lines = str(error.args[0] if error.args else error).strip().splitlines() or [repr(error)]
+    if isinstance(error, SyntaxError) or lines[0].startswith("Error whilst parsing"):
+        # A report of an error in the config file, whose last line is the error itself.
+        files = [argument for argument in argv if argument.lstrip("-").startswith("config=")]
+        return f"{' '.join(files)}: {lines[-1]}"
+    return " ".join(lines)
 
 
 def _config_keys() -> list[str]:

@@ -6,6 +6,8 @@ import numpy as np
 
 from gc_nc.errors import InputError
 
+_MAX_CLASSES = 10**6
+
 
 class ImageSplit(NamedTuple):
     """Images (N, H, W, c) in uint8 and labels (N,) in int32."""
@@ -60,6 +62,11 @@ def make_dataset(
         raise InputError(f"{name}: train and test images differ in shape: {shapes}")
     if num_classes is None:
         num_classes = int(max(split.labels.max() for split in splits.values())) + 1
+    if num_classes > _MAX_CLASSES:
+        raise InputError(
+            f"{name}: num_classes={num_classes} (one more than the largest label, if not set) is"
+            f" more than {_MAX_CLASSES}; number the classes from 0"
+        )
     for split, (_, labels) in splits.items():
         outside = labels[(labels < 0) | (labels >= num_classes)]
         if outside.size:
@@ -67,14 +74,18 @@ def make_dataset(
                 f"{name}: {split} label {outside[0]} is outside 0..{num_classes - 1}"
                 f" (num_classes={num_classes}); mend the labels or set --config.data.num_classes"
             )
-    present = np.unique(splits["train"].labels).size
-    if present < 2:
-        raise InputError(
-            f"{name}: {present} class among the training labels; neural collapse needs at least 2"
-        )
+        present = np.unique(labels).size
+        if present < 2:
+            raise InputError(
+                f"{name}: {present} class among the {split} labels; neural collapse compares at"
+                " least 2"
+            )
     if class_names is None:
         class_names = tuple(str(label) for label in range(num_classes))
-    return ImageDataset(name, splits["train"], splits["test"], num_classes, tuple(class_names))
+    train, test = (
+        ImageSplit(images, labels.astype(np.int32)) for images, labels in splits.values()
+    )
+    return ImageDataset(name, train, test, num_classes, tuple(class_names))
 
 
 def _check_split(name: str, split: str, images: np.ndarray, labels: np.ndarray) -> ImageSplit:
@@ -86,12 +97,13 @@ def _check_split(name: str, split: str, images: np.ndarray, labels: np.ndarray) 
         )
     if images.dtype != np.uint8:
         raise InputError(f"{where} images are {images.dtype}; uint8 in 0..255 is needed")
-    if len(images) == 0:
-        raise InputError(f"{where} has no examples; at least 1 is needed")
+    if images.size == 0:
+        raise InputError(f"{where} has no examples (shape {images.shape}); at least 1 is needed")
     if not np.issubdtype(labels.dtype, np.integer):
         raise InputError(f"{where} labels are {labels.dtype}; integers are needed")
     if labels.shape != images.shape[:1]:
         raise InputError(f"{where} has labels of shape {labels.shape} for {len(images)} images")
     if images.ndim == 3:
         images = images[..., None]
-    return ImageSplit(np.ascontiguousarray(images), labels.astype(np.int32))
+    # Labels keep their dtype until their range is known: 2**32 + 1 is not 1.
+    return ImageSplit(np.ascontiguousarray(images), labels)

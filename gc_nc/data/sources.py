@@ -46,6 +46,8 @@ def load_dataset(
         near = difflib.get_close_matches(source, _LOADERS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InputError(f"data source {source!r} is not one of {', '.join(_LOADERS)}{hint}")
+    if source == "tfds" and not name:
+        raise InputError("data source 'tfds' needs a set: set --config.data.name, as in cifar10")
     if source != "digits" and not data_dir:
         raise InputError(
             f"data source {source!r} needs the place of the data: set --config.data.data_dir=..."
@@ -104,8 +106,20 @@ def _load_tfds(name, data_dir, num_classes, check_fits) -> ImageDataset:
     """A prepared TFDS directory, read without TensorFlow and without a network."""
     import tensorflow_datasets as tfds
 
+    if not re.fullmatch(r"\w+(:\d+\.\d+\.\d+)?", name):
+        raise InputError(
+            f"TFDS set {name!r} is not a name or name:version, such as cifar10 or cifar10:3.0.2;"
+            " set --config.data.name"
+        )
     name, _, version = name.partition(":")
-    builder = tfds.builder_from_directory(_version_dir(name, version, data_dir))
+    version_dir = _version_dir(name, version, data_dir)
+    try:
+        builder = tfds.builder_from_directory(version_dir)
+    except Exception as error:
+        raise InputError(
+            f"{version_dir} is not a readable TFDS set ({type(error).__name__}: {error}); remove it"
+            " and prepare it again"
+        ) from error
     features = builder.info.features
     for feature in ("image", "label"):
         if feature not in features:

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from gc_nc.array_types import Array
+from gc_nc.array_types import Array, as_floating, as_weights
 
 
 class ClassStatistics(NamedTuple):
@@ -105,29 +106,29 @@ def update_class_statistics(
         of range. Under jit such rows count in `num_out_of_range` and nowhere else.
     """
     num_classes, embedding_dim = stats.mean_offsets.shape
-    embeddings, labels = jnp.asarray(embeddings), jnp.asarray(labels)
+    embeddings = as_floating(embeddings, "embeddings")
+    if not isinstance(labels, jax.Array):
+        labels = np.asarray(labels)
     if embeddings.ndim != 2 or embeddings.shape[1] != embedding_dim:
         raise ValueError(f"embeddings of shape {embeddings.shape}; (B, {embedding_dim}) is needed")
     if labels.shape != embeddings.shape[:1]:
         raise ValueError(f"labels of shape {labels.shape} for {embeddings.shape[0]} embeddings")
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels are {labels.dtype}; integers in 0..{num_classes - 1} are needed")
-    embeddings = embeddings.astype(jnp.promote_types(embeddings.dtype, jnp.float32))
-    weights = jnp.ones(labels.shape) if weights is None else jnp.asarray(weights)
-    if weights.shape != labels.shape:
-        raise ValueError(f"weights of shape {weights.shape} for labels of shape {labels.shape}")
+    weights = jnp.ones(labels.shape) if weights is None else as_weights(weights, labels.size)
     weights = weights.astype(embeddings.dtype)
 
+    # In the labels' own dtype: 2**32 + 1 is not 1.
     in_range = (labels >= 0) & (labels < num_classes)
     out_of_range = ~in_range & (weights > 0)
     if not isinstance(out_of_range, jax.core.Tracer) and bool(jnp.any(out_of_range)):
         raise ValueError(
-            f"label {int(labels[jnp.argmax(out_of_range)])} is outside 0..{num_classes - 1}"
+            f"label {int(labels[int(jnp.argmax(out_of_range))])} is outside 0..{num_classes - 1}"
             f" (num_classes={num_classes})"
         )
     counted = in_range & (weights > 0)
     weights = jnp.where(counted, weights, 0)
-    labels = jnp.where(counted, labels, 0)
+    labels = jnp.where(counted, jnp.asarray(labels), 0)
 
     safe_total = jnp.where(jnp.any(counted), jnp.sum(weights), 1)
     embeddings = jnp.where(counted[:, None], embeddings, 0)

@@ -85,4 +85,6 @@ def _squared_distances(stats: ClassStatistics) -> Float[Array, "C C"]:
     """
     offsets = stats.mean_offsets
     squares = jax.lax.map(lambda mean: jnp.sum((offsets - mean[None]) ** 2, axis=1), offsets)
+    # Past the range of float32 the distance is unknown; inf would read as complete collapse.
+    squares = jnp.where(jnp.isinf(squares), jnp.nan, squares)
     return jnp.where(_ordered_pairs(stats), squares, 1)

@@ -11,16 +11,18 @@ c^T J by one VJP for a whole chunk of examples at once, which is right because e
 One-hot cotangents give the rows of J and so the exact value, random signs an unbiased estimate.
 """
 
+import contextlib
+import dataclasses
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Shaped
 
-from gc_nc.array_types import Array, EmbedFn
+from gc_nc.array_types import Array, EmbedFn, as_floating, as_weights
 
 # Examples times cotangents that one VJP carries. Large enough for a CPU's matmuls to run at full
 # rate, small enough that its activations fit where those of a training batch do.
@@ -274,27 +276,55 @@ def _looped_blocks(block, take, padded, first_rows):
 
 def _compile_block(embed_fn: EmbedFn) -> Callable:
     """A compiled block, shared between calls only where a shared one cannot be stale."""
-    if _identified_by_value(embed_fn):
-        return partial(_compiled_squared_products, embed_fn)
+    if isinstance(embed_fn, jax.tree_util.Partial):
+        with contextlib.suppress(_NoValueError):
+            function = _FunctionByValue(embed_fn.func, _value_of(embed_fn.func, ()))
+            embed_fn = jax.tree_util.Partial(function, *embed_fn.args, **embed_fn.keywords)
+            return partial(_compiled_squared_products, embed_fn)
     return jax.jit(partial(_squared_products, embed_fn), static_argnames=_STATIC)
 
 
-def _identified_by_value(embed_fn: EmbedFn) -> bool:
-    """Whether equal `embed_fn` compute the same function of their (traced) leaves.
+@dataclasses.dataclass(frozen=True)
+class _FunctionByValue:
+    """A function that is equal to another only if all that it closes over is."""
 
-    True for a `Partial` of a function, or of a callable hashed by its value such as a method of a
-    Linen module, if what it closes over is hashed by value as well. False for whatever else: a
-    module updated in place hashes by identity and would give the GC of its old weights.
+    function: Callable = dataclasses.field(compare=False)
+    value: Hashable
+
+    def __call__(self, *args, **kwargs):
+        return self.function(*args, **kwargs)
+
+
+class _NoValueError(Exception):
+    """Something hashes by identity: equal hashes would not mean equal values."""
+
+
+def _value_of(thing: Any, enclosing: tuple) -> Hashable:
+    """What a function or a value it holds computes with, as something that compares by value.
+
+    A module updated in place hashes by identity and would give the GC of its old weights, so it has
+    no value here. Globals cannot be followed: as under jax.jit, they must not change.
     """
-    return isinstance(embed_fn, jax.tree_util.Partial) and _hashed_by_value(embed_fn.func)
-
-
-def _hashed_by_value(value) -> bool:
-    if isinstance(value, types.FunctionType):
-        return all(_hashed_by_value(cell.cell_contents) for cell in value.__closure__ or ())
-    if isinstance(value, types.MethodType):
-        value = value.__self__
-    return type(value).__hash__ not in (None, object.__hash__)
+    if any(thing is other for other in enclosing):
+        raise _NoValueError
+    enclosing = (*enclosing, thing)
+    if isinstance(thing, types.FunctionType):
+        cells = [cell.cell_contents for cell in thing.__closure__ or ()]
+        held = [*cells, *(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
+        return thing.__code__, id(thing.__globals__), *(_value_of(h, enclosing) for h in held)
+    if isinstance(thing, types.MethodType):
+        return thing.__func__, _value_of(thing.__self__, enclosing)
+    if type(thing).__hash__ in (None, object.__hash__) or type(thing).__module__.startswith("jax."):
+        # The latter: jax wraps a functools.partial, whatever it holds, into a hashable shim.
+        if isinstance(thing, (type, types.ModuleType, types.BuiltinFunctionType)):
+            return thing
+        raise _NoValueError
+    try:
+        hash(thing)
+    except TypeError as error:
+        raise _NoValueError from error
+    # 1 == 1.0 == True, but a network may tell them apart.
+    return type(thing), thing
 
 
 def _staged() -> bool:
@@ -304,12 +334,9 @@ def _staged() -> bool:
 
 def _check_embedding(embed_fn: EmbedFn, inputs: Array) -> tuple[jax.Array, int]:
     """Returns the inputs in a differentiable dtype, and K."""
-    inputs = jnp.asarray(inputs)
+    inputs = as_floating(inputs, "inputs")
     if inputs.ndim == 0 or inputs.shape[0] == 0:
         raise ValueError(f"inputs of shape {inputs.shape} hold no example; at least 1 is needed")
-    if jnp.issubdtype(inputs.dtype, jnp.complexfloating):
-        raise ValueError(f"inputs are {inputs.dtype}; real numbers are needed")
-    inputs = inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
     # A new function each time: eval_shape would remember the shape of an old state.
     output = jax.eval_shape(lambda x: embed_fn(x), inputs)
     shape = getattr(output, "shape", None)
@@ -330,18 +357,12 @@ def _check_embedding(embed_fn: EmbedFn, inputs: Array) -> tuple[jax.Array, int]:
 
 def _mask_inputs(inputs: Array, weights: Array | None) -> tuple[jax.Array, jax.Array | None]:
     """Replaces rows of weight 0 by a row that counts, so that nothing they hold can leak."""
-    inputs = jnp.asarray(inputs)
+    inputs = as_floating(inputs, "inputs")
     if weights is None or inputs.ndim == 0 or inputs.shape[0] == 0:
         return inputs, None
-    weights = jnp.asarray(weights)
-    if weights.shape != inputs.shape[:1]:
-        raise ValueError(f"weights of shape {weights.shape} for inputs of shape {inputs.shape}")
-    weights = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
-    if not isinstance(weights, jax.core.Tracer):
-        if bool(jnp.any(weights < 0)):
-            raise ValueError(f"weights must not be negative; the least is {float(weights.min())}")
-        if not bool(jnp.any(weights > 0)):
-            raise ValueError("all weights are 0, so no example counts; give one a weight above 0")
+    weights = as_weights(weights, inputs.shape[0])
+    if not isinstance(weights, jax.core.Tracer) and not bool(jnp.any(weights > 0)):
+        raise ValueError("all weights are 0, so no example counts; give one a weight above 0")
     counts = (weights > 0).reshape(-1, *[1] * (inputs.ndim - 1))
     stand_in = inputs[jnp.argmax(weights)][None]
     return jnp.where(counts, inputs, stand_in), weights
@@ -357,5 +378,6 @@ def _weighted_estimate(values: Array, weights: Array | None) -> Estimate:
     mean = jnp.sum(weights * values) / total
     inverse_count = jnp.sum(shares**2)
     variance = jnp.sum(shares * (values - mean) ** 2) * inverse_count
-    # 0/0 for one example: its spread is unknown, not 0.
-    return Estimate(mean, jnp.sqrt(variance / (1 - inverse_count)))
+    # The spread of one example is unknown, not 0.
+    known = jnp.sum(weights > 0) > 1
+    return Estimate(mean, jnp.where(known, jnp.sqrt(variance / (1 - inverse_count)), jnp.nan))

@@ -18,6 +18,7 @@ _MAX_FLOAT = 3e38
 
 def default_config() -> ConfigDict:
     """A run on the embedded digits; config files change what they need and lock the rest."""
+    # Locked: a key misspelt in a config file is an error, as it is on the command line.
     return ConfigDict(
         {
             "seed": 0,
@@ -83,7 +84,7 @@ def default_config() -> ConfigDict:
             # Stop once training accuracy was 1.0 at every evaluation for so many epochs.
             "stop_after_epochs_at_full_accuracy": config_dict.placeholder(float),
         }
-    )
+    ).lock()
 
 
 def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
@@ -104,7 +105,10 @@ def check_config(config: ConfigDict) -> None:
     Raises:
       InputError: names the key, its value and what is allowed.
     """
-    flat = flatten(config)
+    flat, known = flatten(config), flatten(default_config())
+    for key in flat.keys() ^ known.keys():
+        state = "missing" if key in known else "not a known key"
+        raise InputError(f"config.{key} is {state}; start from default_config()")
     for key, value in flat.items():
         if isinstance(value, float) and not abs(value) <= _MAX_FLOAT:
             raise InputError(
@@ -155,7 +159,7 @@ def check_config(config: ConfigDict) -> None:
     require(
         "schedule.boundaries",
         all(isinstance(b, (int, float)) and 0 < b < 1 for b in boundaries)
-        and list(boundaries) == sorted(boundaries),
+        and list(boundaries) == sorted(set(boundaries)),
         "fractions of num_steps between 0 and 1, ascending, such as (0.5, 0.75)",
     )
     for key, least in (

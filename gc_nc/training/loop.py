@@ -166,20 +166,25 @@ class _Run:
             resume_step = self._checkpoints.latest_step()
             if resume_step is not None:
                 state = self._checkpoints.restore(resume_step, state)
-            self._log = run_directory.MetricLog(self._workdir, resume_step)
-            stack.callback(self._log.close)
             self._progress = Progress(resume_step or 0, config.num_steps)
             stack.callback(self._progress.close)
+            if resume_step is not None:
+                self._progress.say(f"going on from the checkpoint of step {resume_step}")
+            elif run_directory.read_records(self._workdir):
+                self._progress.say("no checkpoint was written: starting again from step 0")
+            self._log = run_directory.MetricLog(self._workdir, resume_step)
+            stack.callback(self._log.close)
             self._received = stack.enter_context(_noting_signals(self._progress))
             self._stopped_by: str | None = None
             self._full_accuracy_since: int | None = None
-            if resume_step is None:
-                self._evaluate(state, 0)
-            else:
-                self._progress.say(f"going on from the checkpoint of step {resume_step}")
-                for record in _evaluations(self._log.records):
-                    self._note_evaluation(record)
-            self._take_steps(state, resume_step or 0)
+            step = resume_step or 0
+            evaluations = _evaluations(self._log.records)
+            for record in evaluations:
+                self._note_evaluation(record)
+            evaluated = bool(evaluations) and evaluations[-1]["step"] == step
+            if self._evaluation_is_due(step) and not evaluated:
+                self._evaluate(state, step)
+            self._take_steps(state, step)
         return self._finish()
 
     def _take_steps(self, state: TrainState, step: int) -> None:
@@ -201,7 +206,7 @@ class _Run:
             if _due(config.log_every_steps, step):
                 elapsed = time.perf_counter() - started
                 pending = (step, batch, {"steps_per_sec": (step - counted_from) / elapsed})
-            evaluate = step == config.num_steps or _due(config.evaluation.every_steps, step)
+            evaluate = self._evaluation_is_due(step)
             save = _due(config.checkpoint.every_steps, step) or bool(self._received)
             if not (evaluate or save):
                 continue
@@ -211,12 +216,20 @@ class _Run:
             self._check_finite(step, batch["total_loss"])
             if evaluate:
                 self._evaluate(state, step)
-            if save or self._stopped_by:
+            # Asked once: a signal may also come during the evaluation, or while saving.
+            interrupted = bool(self._received)
+            if save or interrupted or self._stopped_by:
+                self._log.sync()
                 self._checkpoints.save(state)
-            if self._received and not self._stopped_by:
+            if interrupted and not self._stopped_by:
                 raise Interrupted(self._received[0], step)
             # Steps per second are of training alone.
             started, counted_from = time.perf_counter(), step
+
+    def _evaluation_is_due(self, step: int) -> bool:
+        return step in (0, self._config.num_steps) or _due(
+            self._config.evaluation.every_steps, step
+        )
 
     def _note_evaluation(self, record: dict[str, Any]) -> None:
         """Decides from an evaluation whether the run is done."""

@@ -22,8 +22,14 @@ _MISSING = "(no such key)"
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def to_json(value: Any) -> str:
@@ -43,21 +49,41 @@ def check_run_directory(workdir: Path, config: ConfigDict) -> None:
             f"workdir {workdir} has {' '.join(sorted(special))} in its path, which the checkpoint"
             " library takes for a pattern; choose another name"
         )
-    existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"workdir {workdir}: {existing} is not a folder that can be written to")
     config_path = workdir / "config.json"
-    if config_path.exists():
-        try:
-            stored = json.loads(config_path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{config_path} cannot be read ({error}); choose another") from error
-        _check_same_config(workdir, stored, _resolved(config))
-    elif workdir.exists() and any(workdir.iterdir()):
-        raise InputError(
-            f"workdir {workdir} is not empty and holds no run (no config.json);"
-            " choose a new or empty folder"
-        )
+    try:
+        if config_path.exists():
+            _check_same_config(workdir, _read_object(config_path), _resolved(config))
+        elif workdir.is_dir() and any(not _is_ours(path) for path in workdir.iterdir()):
+            raise InputError(
+                f"workdir {workdir} is not empty and holds no run (no config.json);"
+                " choose a new or empty folder"
+            )
+        if read_results(workdir) is not None:
+            return
+        existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise InputError(
+                f"workdir {workdir}: {existing} is not a folder that can be written to"
+            )
+    except OSError as error:
+        raise InputError(f"workdir {workdir} cannot be used ({error}); choose another") from error
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a start that was cut off before config.json was complete left this behind."""
+    return (
+        path.name.startswith((".config.json.", ".metadata.json.")) or path.name == "metadata.json"
+    )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read ({error}); choose another workdir") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds no JSON object; choose another workdir")
+    return value
 
 
 def create_run_directory(workdir: Path, config: ConfigDict, data: dict[str, Any]) -> None:
@@ -81,7 +107,7 @@ def create_run_directory(workdir: Path, config: ConfigDict, data: dict[str, Any]
         "devices": {"kind": device.device_kind, "count": jax.device_count()},
         "data": data,
     }
-    contents = {"metadata.json": metadata, "config.json": _resolved(config)}
+    contents = {"config.json": _resolved(config), "metadata.json": metadata}
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         for name, value in contents.items():
@@ -133,19 +159,23 @@ def _git_revision() -> str | None:
 def read_results(workdir: Path) -> dict[str, Any] | None:
     """The results of a finished run, or None."""
     path = workdir / "results.json"
-    return json.loads(path.read_text("utf-8")) if path.exists() else None
+    return _read_object(path) if path.exists() else None
 
 
 def read_records(workdir: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl; a last line that a crash cut short does not count."""
+    """The records of metrics.jsonl, up to the first that a crash cut short or garbled."""
     path = workdir / "metrics.jsonl"
     if not path.exists():
         return []
     records = []
-    for line in path.read_text("utf-8").splitlines(keepends=True):
-        if not line.endswith("\n"):
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            record = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
             break
-        records.append(json.loads(line))
+        records.append(record)
     return records
 
 
@@ -174,7 +204,7 @@ class MetricLog:
         self._events = SummaryWriter(str(workdir), purge_step=purge_step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Appends {"step": step, **values}; on disk when it returns."""
+        """Appends {"step": step, **values}; it survives the process."""
         record = {"step": step, **values}
         self.records.append(record)
         self._file.write(json.dumps(record) + "\n")
@@ -183,6 +213,10 @@ class MetricLog:
             # TensorBoard cannot draw the others, and its writer complains of each.
             if math.isfinite(value):
                 self._events.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """Waits until all records are on the disk, so that no checkpoint is ahead of them."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes both."""

@@ -89,6 +89,20 @@ def test_tfds_sets_of_another_kind_are_refused(tmp_path, monkeypatch, features, 
         load_dataset("tfds", "own_set", str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["../../etc", ":", "My-Set!", "cifar10/plain", "cifar10:3"])
+def test_tfds_names_are_checked(tmp_path, name):
+    with pytest.raises(InputError, match="is not a name or name:version"):
+        load_dataset("tfds", name, str(tmp_path))
+
+
+def test_broken_tfds_metadata_is_one_line(tmp_path):
+    broken = tmp_path / "cifar10" / "3.0.2"
+    broken.mkdir(parents=True)
+    (broken / "dataset_info.json").write_text("{")
+    with pytest.raises(InputError, match="not a readable TFDS set"):
+        load_dataset("tfds", "cifar10", str(tmp_path))
+
+
 def test_r8_missing_data_names_path_version_and_command(tmp_path):
     with pytest.raises(InputError) as error:
         load_dataset("tfds", "cifar10", str(tmp_path))
@@ -165,7 +179,11 @@ X, Y = arrays(6, (4, 4))
         (npz(X, Y[:5]), {}, "labels of shape"),
         (npz(X[:0], Y[:0]), {}, "train has no examples"),
         (npz(X, Y, X[:0], Y[:0]), {}, "test has no examples"),
-        (npz(X, Y * 0), {}, "1 class among the training labels"),
+        (npz(X, Y * 0), {}, "1 class among the train labels"),
+        (npz(X, Y, X, Y * 0), {}, "1 class among the test labels"),
+        (npz(X, Y + 2**32 * (Y > 3).astype(int)), {}, "is more than 1000000"),
+        (npz(X, Y), {"num_classes": 2**31}, "is more than 1000000"),
+        (npz(X[:, :0], Y), {}, "has no examples"),
         (npz(X, Y.astype(int) - 1), {}, "train label -1 is outside"),
         (npz(X, Y), {"num_classes": 4}, r"label 4 is outside 0\.\.3"),
         (npz(X, Y, X[:, :3], Y), {}, "differ in shape"),

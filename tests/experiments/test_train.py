@@ -64,8 +64,13 @@ DIGITS = "--config=experiments/configs/digits.py"
         ([DIGITS, "--workdir=x", "--config.num_steps=-1"], "config.num_steps=-1 must be at least"),
         ([DIGITS, "--workdir=x", "--config.model=3"], "model"),
         ([DIGITS, "--wrokdir=x"], "wrokdir"),
+        ([DIGITS, "--workdir=x", "--config.schedule.boundaries[7]=0.7"], "boundaries"),
+        (["--config=setup.cfg", "--workdir=x"], "setup.cfg"),
         ([DIGITS, "--workdir=setup.cfg"], "is not a folder"),
-        ([DIGITS, "--workdir=x", "--config.data.source=tfds"], "needs the place of the data"),
+        (
+            [DIGITS, "--workdir=x", "--config.data.source=tfds"],
+            "needs a set: set --config.data.name",
+        ),
     ],
 )
 def test_r7_a_mistake_is_one_line_and_exit_code_2(arguments, message):

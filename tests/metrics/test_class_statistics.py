@@ -141,6 +141,31 @@ def test_s7_labels_out_of_range():
     assert merge_class_statistics(under_jit, under_jit).num_out_of_range == 4
 
 
+@pytest.mark.parametrize("label", [np.uint64(2**63), np.int64(2**32 + 1)])
+def test_s7_64_bit_labels_do_not_wrap(label):
+    stats = init_class_statistics(3, 1)
+    with pytest.raises(ValueError, match=f"label {label} is outside"):
+        update_class_statistics(stats, np.ones((2, 1)), np.full(2, label))
+
+
+def test_the_second_centring_restores_what_the_first_rounds_off():
+    # A sum of 30,000 float32 values is off by more than 1e-5 of their spread.
+    z = (1000 + np.random.default_rng(0).normal(size=(30_000, 2)) * 1e-2).astype(np.float32)
+    z[0] = 0  # an origin far from the rest
+    labels = np.r_[0, np.ones(29_999, int)]
+    stats = update_jitted(init_class_statistics(2, 2), z[:1], labels[:1])
+    stats = update_jitted(stats, z[1:], labels[1:])
+    np.testing.assert_allclose(stats.variances[1], z[1:].astype(float).var(0).sum(), rtol=1e-3)
+
+
+def test_scatter_is_computed_in_full_precision():
+    stats = init_class_statistics(C, K, scatter=True)
+    z, labels, _ = example()
+    jaxpr = str(jax.make_jaxpr(update_class_statistics)(stats, z, labels))
+    assert "HIGHEST" in jaxpr
+    assert "precision=None" not in jaxpr
+
+
 def test_close_means_at_a_large_norm_stay_apart():
     rng = np.random.default_rng(0)
     center = rng.normal(size=64)
@@ -216,13 +241,22 @@ def statistics_of(z, labels):
             lambda: update_class_statistics(
                 init_class_statistics(2, 1), np.ones((4, 1)), np.ones(4)
             ),
-            "labels are float32",
+            "labels are float",
         ),
         (
             lambda: merge_class_statistics(
                 init_class_statistics(2, 1), init_class_statistics(3, 1)
             ),
             "cannot merge",
+        ),
+        (
+            lambda: update_class_statistics(
+                init_class_statistics(2, 1),
+                np.ones((2, 1)),
+                np.zeros(2, int),
+                weights=np.array([1.0, -2.0]),
+            ),
+            "must be 0 or more; one is -2",
         ),
         (
             lambda: merge_class_statistics(

@@ -92,6 +92,12 @@ def test_constant_embedding_is_undefined():
     assert np.isnan(geometric_collapse(0.0, stats))
 
 
+def test_distances_past_float32_are_unknown_not_infinite():
+    stats = statistics(np.array([[1e20], [-1e20], [0], [1]]), [0, 1, 2, 2], 3)
+    assert np.isnan(geometric_collapse(1.0, stats))
+    assert np.isnan(neural_collapse(stats))
+
+
 def test_invariances():
     z, labels = example()
     stats = statistics(z, labels, 5)

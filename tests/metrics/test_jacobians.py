@@ -221,6 +221,40 @@ def test_weights_are_a_mean_over_examples_and_padding_counts_nowhere():
     np.testing.assert_allclose(padded, estimate, rtol=1e-6)
 
 
+def test_a_row_that_counts_stands_in_for_padding():
+    def direction(x):  # undefined at 0
+        return x / jnp.linalg.norm(x, axis=1, keepdims=True)
+
+    x = np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)
+    gradient = jax.grad(
+        lambda s: geometric_complexity(lambda u: s * direction(u), x, weights=np.array([1, 0]))
+    )(1.0)
+    # |J|_F^2 = (D - 1) / |x|^2.
+    np.testing.assert_allclose(gradient, 2 / 25, rtol=1e-5)
+
+
+def test_standard_error_of_unequal_weights_is_that_of_repeated_rows():
+    embed = partial(mlp, [np.ones((1, 6)), np.ones((1, 1))])  # K = 1: a probe is exact
+    x = inputs_of(3)
+    norms = mlp_norms_oracle([np.ones((1, 6)), np.ones((1, 1))], x)
+    weights = np.array([1.0, 2.0, 5.0])
+    estimate = estimate_geometric_complexity(embed, x, jax.random.key(0), weights=weights)
+    mean = np.average(norms, weights=weights)
+    effective = weights.sum() ** 2 / (weights**2).sum()
+    variance = np.average((norms - mean) ** 2, weights=weights) * effective / (effective - 1)
+    np.testing.assert_allclose(estimate.mean, mean, rtol=1e-5)
+    np.testing.assert_allclose(estimate.sem, np.sqrt(variance / effective), rtol=1e-5)
+    for weight in (0.1, 0.3, 0.7):
+        one = np.array([0.0, weight, 0.0])
+        assert np.isnan(estimate_geometric_complexity(embed, x, jax.random.key(0), weights=one).sem)
+
+
+def test_64_bit_integers_do_not_wrap():
+    x = np.array([[2**40], [1]], np.int64)
+    squared = jax.tree_util.Partial(lambda x: x**2 / 2)
+    np.testing.assert_allclose(jacobian_norms(squared, x), [2.0**80, 1], rtol=1e-6)
+
+
 def test_all_zero_weights():
     with pytest.raises(ValueError, match="all weights are 0"):
         geometric_complexity(linear, jnp.ones((2, 2)), weights=np.zeros(2))
@@ -305,6 +339,51 @@ def test_a_module_updated_in_place_is_measured_anew():
             assert geometric_complexity(fn, jnp.ones((2, 1))) == scale**2
 
 
+def test_a_partial_of_a_closure_or_a_default_that_changed_is_measured_anew():
+    scale = 1.0
+    scales = [1.0]
+
+    def closure(x):
+        return scale * x
+
+    def default(x, held=scales):
+        return held[0] * x
+
+    fns = [
+        closure,
+        default,
+        partial(lambda held, x: held[0] * x, scales),
+        jax.tree_util.Partial(lambda x: closure(x)),
+    ]
+    for value in (1.0, 3.0):
+        scale = scales[0] = value
+        for fn in fns:
+            fn = fn if isinstance(fn, jax.tree_util.Partial) else jax.tree_util.Partial(fn)
+            assert geometric_complexity(fn, jnp.ones((2, 1))) == value**2
+
+
+def test_a_function_that_holds_itself():
+    def embed(x, depth=1):
+        return embed(3 * x, depth - 1) if depth else x
+
+    assert geometric_complexity(jax.tree_util.Partial(embed), jnp.ones((2, 1))) == 9
+
+
+def test_a_partial_that_closes_over_values_compiles_once():
+    model = nn.Dense(2)
+    variables = model.init(jax.random.key(0), jnp.ones((1, 3)))
+
+    def embed(variables, x):
+        return model.apply(variables, x)
+
+    first = geometric_complexity(jax.tree_util.Partial(embed, variables), jnp.ones((2, 3)))
+    before = _compiled_squared_products._cache_size()
+    doubled = jax.tree.map(lambda v: 2 * v, variables)
+    second = geometric_complexity(jax.tree_util.Partial(embed, doubled), jnp.ones((2, 3)))
+    assert _compiled_squared_products._cache_size() == before
+    np.testing.assert_allclose(second, 4 * first, rtol=1e-6)
+
+
 def test_a_partial_compiles_once():
     def gc_of(scale):
         fn = jax.tree_util.Partial(linear, weight=scale * WEIGHT)
@@ -336,12 +415,17 @@ def test_tf32_is_never_used():
         (lambda: jacobian_norms(linear, jnp.ones((2, 2)), chunk_size=0), "chunk_size=0"),
         (
             lambda: geometric_complexity(linear, jnp.ones((2, 2)), weights=np.ones(3)),
-            r"weights of shape \(3,\)",
+            r"weights of shape \(3,\) for 2",
         ),
         (
             lambda: geometric_complexity(linear, jnp.ones((2, 2)), weights=np.array([1.0, -1.0])),
-            "must not be negative",
+            "must be 0 or more; one is -1",
         ),
+        (
+            lambda: geometric_complexity(linear, jnp.ones((2, 2)), weights=np.array([1, np.nan])),
+            "must be 0 or more; one is nan",
+        ),
+        (lambda: jacobian_norms(linear, jnp.ones((2, 2), complex)), "are complex64"),
         (
             lambda: estimate_geometric_complexity(
                 linear, jnp.ones((2, 2)), jax.random.key(0), method="magic"

@@ -14,6 +14,19 @@ def test_the_default_is_valid_and_goes_through_json():
     assert flatten(json.loads(json.dumps(config.to_dict()))).keys() == flatten(config).keys()
 
 
+def test_misspelt_and_missing_keys_of_a_config_file():
+    with pytest.raises(AttributeError, match="sead"):
+        default_config().sead = 3
+    config = default_config().unlock()
+    config.sead = 3
+    with pytest.raises(InputError, match=r"config\.sead is not a known key"):
+        check_config(config)
+    config = default_config().unlock()
+    del config.seed
+    with pytest.raises(InputError, match=r"config\.seed is missing"):
+        check_config(config)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -36,6 +49,7 @@ def test_the_default_is_valid_and_goes_through_json():
         ("data.num_classes", 10**7, "num_classes=10000000 must be at most 1000000"),
         ("schedule.boundaries", (0.75, 0.5), "ascending"),
         ("schedule.boundaries", ("a",), "fractions of num_steps"),
+        ("schedule.boundaries", (0.5, 0.5), "ascending"),
         ("evaluation.gc_examples", 1, "gc_examples=1 must be at least 2"),
         ("evaluation.gc_probes", 0, "gc_probes=0 must be at least 1"),
         ("data.num_classes", 1, "num_classes=1 must be at least 2, or left out"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -123,6 +124,25 @@ def test_an_interrupted_run_ends_as_an_unbroken_one(
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_signal_during_an_evaluation_saves_too(tiny_run, monkeypatch):
+    config, workdir = tiny_run
+    unbroken = loop.train(config, workdir.with_name("unbroken"))
+    evaluation = Progress.evaluation
+
+    def interrupt(self, step, values):
+        evaluation(self, step, values)
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "evaluation", interrupt)
+        with pytest.raises(loop.Interrupted, match="step 4;"):
+            loop.train(config, workdir)
+    with Checkpoints(workdir / "checkpoints", keep=2) as checkpoints:
+        assert checkpoints.latest_step() == 4
+    assert loop.train(config, workdir) == unbroken
+
+
 def test_records_after_the_last_checkpoint_are_taken_again(tiny_run, monkeypatch):
     config, workdir = tiny_run
     unbroken = loop.train(config, workdir.with_name("unbroken"))
@@ -141,6 +161,43 @@ def test_records_after_the_last_checkpoint_are_taken_again(tiny_run, monkeypatch
     assert loop.train(config, workdir) == unbroken
     steps = [r["step"] for r in run_directory.read_records(workdir) if "train/accuracy" in r]
     assert steps == [0, 4, 8]
+
+
+@pytest.mark.parametrize("lost", ["all", "the last evaluation"])
+def test_a_checkpoint_ahead_of_the_log_still_ends(tiny_run, monkeypatch, lost):
+    config, workdir = tiny_run
+    unbroken = loop.train(config, workdir.with_name("unbroken"))
+
+    def die(*_, **__):
+        raise OSError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "draw_run", die)
+        with pytest.raises(OSError, match="power cut"):
+            loop.train(config, workdir)
+    log = workdir / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("" if lost == "all" else "".join(lines[:-1]))
+    # The checkpoint of step 8 is there: its evaluation alone is done again.
+    assert loop.train(config, workdir) == unbroken
+
+
+def test_a_start_cut_off_before_anything_was_written_is_taken_up(tiny_run):
+    config, workdir = tiny_run
+    workdir.mkdir()
+    (workdir / ".config.json.123").write_text("{")
+    (workdir / "metadata.json").write_text("{}")
+    loop.train(config, workdir)
+    assert (workdir / "results.json").exists()
+
+
+def test_a_run_without_its_checkpoints_says_that_it_starts_again(tiny_run, capsys):
+    config, workdir = tiny_run
+    results = loop.train(config, workdir)
+    (workdir / "results.json").unlink()
+    shutil.rmtree(workdir / "checkpoints")
+    assert loop.train(config, workdir) == results
+    assert "no checkpoint was written: starting again" in capsys.readouterr().out
 
 
 def _only_below(limit, save):
@@ -178,7 +235,7 @@ def test_r1_a_failed_background_write_is_an_error(tiny_run, monkeypatch):
     assert not (workdir / "results.json").exists()
 
 
-def test_terminal_phase_stops_the_run(tiny_run):
+def test_terminal_phase_stops_the_run_also_a_resumed_one(tiny_run, monkeypatch):
     config, workdir = tiny_run
     config.num_steps = 400
     config.optimizer.learning_rate = 0.1
@@ -194,6 +251,22 @@ def test_terminal_phase_stops_the_run(tiny_run):
     assert [r["train/accuracy"] for r in evaluations[-2:]] == [1, 1]
     assert evaluations[-3]["train/accuracy"] < 1
     assert evaluations[-1]["step"] - evaluations[-2]["step"] == 10
+    # Stopped between its evaluations at accuracy 1.0, it still counts from the first of them.
+    step_before_end = results["step"] - 3
+    advance, steps = Progress.advance, []
+
+    def interrupt(self):
+        advance(self)
+        steps.append(1)
+        if len(steps) == step_before_end:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    other = workdir.with_name("other")
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "advance", interrupt)
+        with pytest.raises(loop.Interrupted, match=f"step {step_before_end};"):
+            loop.train(config, other)
+    assert loop.train(config, other) == results
 
 
 def test_a_diverging_loss_stops_the_run(tiny_run):
@@ -246,6 +319,15 @@ def a_broken_config(workdir):
     (workdir / "config.json").write_text("{")
 
 
+def a_list_for_a_config(workdir):
+    workdir.mkdir()
+    (workdir / "config.json").write_text("[]")
+
+
+def a_long_name(workdir):
+    return workdir.with_name("x" * 300)
+
+
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
@@ -254,6 +336,8 @@ def a_broken_config(workdir):
         (a_pattern, r"has \[ \] in its path"),
         (a_folder_of_something_else, "holds no run"),
         (a_broken_config, "cannot be read"),
+        (a_list_for_a_config, "holds no JSON object"),
+        (a_long_name, "cannot be used"),
     ],
 )
 def test_a_workdir_that_cannot_serve(tiny_run, prepare, message):

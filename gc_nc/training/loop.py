@@ -315,7 +315,9 @@ def _noting_signals(progress: Progress):
     def note(signal_number, frame):
         del frame
         received.append(signal_number)
-        progress.say("stopping after this step and saving; once more to stop at once")
+        progress.say(
+            "stopping after this step or evaluation, and saving; once more to stop at once"
+        )
         for number, handler in previous.items():
             signal.signal(number, handler)
 

@@ -9,7 +9,7 @@ _PANELS = (
     ("accuracy", "Accuracy", False),
     ("geometric_complexity", "Geometric complexity (95% interval)", True),
     ("geometric_collapse", "Geometric collapse", True),
-    ("neural_collapse", "Neural collapse (mean CDNV)", True),
+    ("neural_collapse", "Neural collapse", True),
 )
 
 

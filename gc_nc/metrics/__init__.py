@@ -4,6 +4,15 @@ They know nothing of modules, configs or devices: `embed_fn` is any pure functio
 (B, *input) -> (B, K) in which examples do not mix, from any JAX library.
 """
 
+from gc_nc.metrics.bounds import (
+    ConfidenceInterval,
+    NeuralCollapseBound,
+    class_geometric_complexity,
+    geometric_complexity_interval,
+    nearest_mean_error_bound,
+    neural_collapse_bound,
+    poincare_constant,
+)
 from gc_nc.metrics.class_statistics import (
     ClassStatistics,
     init_class_statistics,
@@ -11,23 +20,52 @@ from gc_nc.metrics.class_statistics import (
     update_class_statistics,
 )
 from gc_nc.metrics.collapse import cdnv_matrix, geometric_collapse, neural_collapse
-from gc_nc.metrics.jacobians import (
+from gc_nc.metrics.collapse_geometry import NC2, nc1, nc2, nc3
+from gc_nc.metrics.flatness import (
+    hessian_top_eigenvalue,
+    hessian_trace,
+    sam_sharpness,
+    squared_gradient_norm,
+)
+from gc_nc.metrics.jacobian_estimators import (
     Estimate,
     estimate_geometric_complexity,
-    geometric_complexity,
-    jacobian_norms,
+    estimate_jacobian_norms,
 )
+from gc_nc.metrics.jacobians import geometric_complexity, jacobian_norms
+from gc_nc.metrics.nearest_means import nc4, nearest_class_mean
+from gc_nc.metrics.planned_estimate import PlannedEstimate, geometric_complexity_to_error
 
 __all__ = [
+    "NC2",
     "ClassStatistics",
+    "ConfidenceInterval",
     "Estimate",
+    "NeuralCollapseBound",
+    "PlannedEstimate",
     "cdnv_matrix",
+    "class_geometric_complexity",
     "estimate_geometric_complexity",
+    "estimate_jacobian_norms",
     "geometric_collapse",
     "geometric_complexity",
+    "geometric_complexity_interval",
+    "geometric_complexity_to_error",
+    "hessian_top_eigenvalue",
+    "hessian_trace",
     "init_class_statistics",
     "jacobian_norms",
     "merge_class_statistics",
+    "nc1",
+    "nc2",
+    "nc3",
+    "nc4",
+    "nearest_class_mean",
+    "nearest_mean_error_bound",
     "neural_collapse",
+    "neural_collapse_bound",
+    "poincare_constant",
+    "sam_sharpness",
+    "squared_gradient_norm",
     "update_class_statistics",
 ]

@@ -3,8 +3,9 @@
 Per class i: n_i = sum w,  mu_i = sum w z / n_i,  S_i = sum w |z - mu_i|^2,  v_i = S_i / n_i.
 
 Centred throughout (Chan, Golub, LeVeque 1983; Welford 1962): E[z^2] - E[z]^2 loses everything when
-the mean is large against the spread. Means are held as offsets from an origin near the data, so
-that float32 resolves the distance of two close means whatever their norm.
+the mean is large against the spread. What long streams add up is held as the unevaluated sum of two
+floats (Dekker 1971), a value and its residual: the distance of two close means is right whatever
+their norm and whichever examples came first, and counts pass 2^24.
 """
 
 from typing import NamedTuple
@@ -16,6 +17,10 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from gc_nc.array_types import Array, as_floating, as_weights
 
+#: Rows that the CPU takes at a time, at least: what is computed from them stays in its cache, and
+#: a (B, K) array for every step would cost more time in page faults than in arithmetic.
+_CPU_BLOCK_ROWS = 2048
+
 
 class ClassStatistics(NamedTuple):
     """Sufficient statistics of C classes of K-dimensional embeddings; a pytree.
@@ -25,9 +30,14 @@ class ClassStatistics(NamedTuple):
       origin: (K,) reference point; the mean of the first batch.
       mean_offsets: (C, K) mu_i - origin; 0 for classes without an example.
       squared_deviations: (C,) S_i = sum w |z - mu_i|^2.
-      scatter: (K, K) sum over all classes of w (z - mu_i)(z - mu_i)^T, or None.
+      scatter: (K, K) sum over all classes of w (z - mu_i)(z - mu_i)^T, or None. Single floats: its
+        rounding matters past about 10^7 batches.
       num_out_of_range: rows of positive weight whose label is not in 0..C-1; they count nowhere
         else.
+      count_residuals: (C,) what rounding left of `counts`.
+      mean_offset_residuals: (C, K) the same of `mean_offsets`. Differences of means need both:
+        (a - b) + (residual of a - residual of b).
+      squared_deviation_residuals: (C,) the same of `squared_deviations`.
     """
 
     counts: Float[Array, "C"]
@@ -36,6 +46,9 @@ class ClassStatistics(NamedTuple):
     squared_deviations: Float[Array, "C"]
     scatter: Float[Array, "K K"] | None
     num_out_of_range: Int[Array, ""]
+    count_residuals: Float[Array, "C"]
+    mean_offset_residuals: Float[Array, "C K"]
+    squared_deviation_residuals: Float[Array, "C"]
 
     @property
     def present(self) -> Bool[Array, "C"]:
@@ -50,7 +63,8 @@ class ClassStatistics(NamedTuple):
     @property
     def means(self) -> Float[Array, "C K"]:
         """Class means mu_i; NaN for classes without an example."""
-        return jnp.where(self.present[:, None], self.origin[None] + self.mean_offsets, jnp.nan)
+        means = self.origin[None] + self.mean_offsets + self.mean_offset_residuals
+        return jnp.where(self.present[:, None], means, jnp.nan)
 
     @property
     def variances(self) -> Float[Array, "C"]:
@@ -82,6 +96,9 @@ def init_class_statistics(
         squared_deviations=jnp.zeros(num_classes),
         scatter=jnp.zeros((embedding_dim, embedding_dim)) if scatter else None,
         num_out_of_range=jnp.zeros((), jnp.int32),
+        count_residuals=jnp.zeros(num_classes),
+        mean_offset_residuals=jnp.zeros((num_classes, embedding_dim)),
+        squared_deviation_residuals=jnp.zeros(num_classes),
     )
 
 
@@ -127,37 +144,14 @@ def update_class_statistics(
             f" (num_classes={num_classes})"
         )
     counted = in_range & (weights > 0)
-    weights = jnp.where(counted, weights, 0)
-    labels = jnp.where(counted, jnp.asarray(labels), 0)
-
-    safe_total = jnp.where(jnp.any(counted), jnp.sum(weights), 1)
-    embeddings = jnp.where(counted[:, None], embeddings, 0)
-    batch_mean = jnp.sum(embeddings * weights[:, None], axis=0) / safe_total
-    origin = jnp.where(jnp.any(stats.present), stats.origin, batch_mean)
-    offsets = jnp.where(counted[:, None], embeddings - origin[None], 0)
-
-    def class_sums(values):
-        return jax.ops.segment_sum(values, labels, num_classes)
-
-    counts = class_sums(weights)
-    safe_counts = jnp.where(counts > 0, counts, 1)
-    means = class_sums(weights[:, None] * offsets) / safe_counts[:, None]
-    deviations = jnp.where(counted[:, None], offsets - means[labels], 0)
-    # What rounding left in the means shows as the mean of the deviations; taking it out once
-    # makes the means as exact as their format and S_i second order in the rounding.
-    remainder = class_sums(weights[:, None] * deviations) / safe_counts[:, None]
-    deviations = jnp.where(counted[:, None], deviations - remainder[labels], 0)
-    batch = ClassStatistics(
-        counts=counts,
-        origin=origin,
-        mean_offsets=means + remainder,
-        squared_deviations=class_sums(weights * jnp.sum(deviations**2, axis=1)),
-        scatter=None
-        if stats.scatter is None
-        else _outer_sum(deviations * weights[:, None], deviations),
-        num_out_of_range=jnp.sum(out_of_range, dtype=jnp.int32),
+    stats = _add_rows(
+        stats,
+        embeddings,
+        jnp.where(counted, jnp.asarray(labels), 0),
+        jnp.where(counted, weights, 0),
     )
-    return merge_class_statistics(stats, batch)
+    num_out_of_range = stats.num_out_of_range + jnp.sum(out_of_range, dtype=jnp.int32)
+    return stats._replace(num_out_of_range=num_out_of_range)
 
 
 def merge_class_statistics(a: ClassStatistics, b: ClassStatistics) -> ClassStatistics:
@@ -175,29 +169,153 @@ def merge_class_statistics(a: ClassStatistics, b: ClassStatistics) -> ClassStati
     if (a.scatter is None) != (b.scatter is None):
         raise ValueError("cannot merge statistics with scatter and without")
     origin = jnp.where(jnp.any(a.present), a.origin, b.origin)
-    offsets_a, offsets_b = (
-        jnp.where(s.present[:, None], s.mean_offsets + (s.origin - origin)[None], 0) for s in (a, b)
-    )
-    counts = a.counts + b.counts
-    safe_counts = jnp.where(counts > 0, counts, 1)
-    share_b = b.counts / safe_counts
+    means_a, means_b = _offsets_from(origin, a), _offsets_from(origin, b)
+    counts = _add((a.counts, a.count_residuals), (b.counts, b.count_residuals))
+    share_b = b.counts / jnp.where(counts[0] > 0, counts[0], 1)
     both = a.counts * share_b
     # Where one side is empty the other's mean passes through untouched.
-    delta = jnp.where((both > 0)[:, None], offsets_b - offsets_a, 0)
-    offsets = jnp.where(a.present[:, None], offsets_a + delta * share_b[:, None], offsets_b)
+    delta = (means_b[0] - means_a[0]) + (means_b[1] - means_a[1])
+    delta = jnp.where((both > 0)[:, None], delta, 0)
+    present_a = a.present[:, None]
+    start = tuple(jnp.where(present_a, *parts) for parts in zip(means_a, means_b, strict=True))
+    means = _add(start, (_rounded(delta * share_b[:, None]), 0))
+    between = _rounded(both * jnp.sum(delta**2, axis=1))
+    squares = _add(
+        (a.squared_deviations, a.squared_deviation_residuals),
+        _add((b.squared_deviations, b.squared_deviation_residuals), (between, 0)),
+    )
     scatter = None
     if a.scatter is not None:
         scatter = a.scatter + b.scatter + _outer_sum(delta * both[:, None], delta)
     return ClassStatistics(
-        counts=counts,
+        counts=counts[0],
         origin=origin,
-        mean_offsets=offsets,
-        squared_deviations=a.squared_deviations
-        + b.squared_deviations
-        + both * jnp.sum(delta**2, axis=1),
+        mean_offsets=means[0],
+        squared_deviations=squares[0],
         scatter=scatter,
         num_out_of_range=a.num_out_of_range + b.num_out_of_range,
+        count_residuals=counts[1],
+        mean_offset_residuals=means[1],
+        squared_deviation_residuals=squares[1],
     )
+
+
+# Compiled as a whole for callers outside jit too: step by step the CPU takes ten times as long.
+@jax.jit
+def _add_rows(
+    stats: ClassStatistics,
+    embeddings: Float[Array, "B K"],
+    labels: Int[Array, "B"],
+    weights: Float[Array, "B"],
+) -> ClassStatistics:
+    """Adds rows whose labels are in range, a block at a time on the CPU."""
+    num_rows, num_classes = labels.size, stats.counts.size
+    # Every block is merged into (C, K) arrays, so it should hold several times C rows. Accelerators
+    # take all rows at once: they reuse memory, and a loop would gather a sharded batch.
+    on_cpu = jax.default_backend() == "cpu"
+    most = max(_CPU_BLOCK_ROWS, 4 * num_classes) if on_cpu else max(num_rows, 1)
+    num_blocks = max(-(-num_rows // most), 1)
+    size = -(-num_rows // num_blocks)
+    first = num_rows - (num_blocks - 1) * size
+
+    def add_block(stats, start, size):
+        block = [
+            jax.lax.dynamic_slice_in_dim(rows, start, size)
+            for rows in (embeddings, labels, weights)
+        ]
+        return merge_class_statistics(
+            stats, _block_statistics(*block, num_classes, stats.scatter is not None)
+        )
+
+    # The first block outside the loop, so that the statistics enter it with the type of the data:
+    # their dtype, and under shard_map the axes along which they vary.
+    stats = add_block(stats, 0, first)
+    if num_blocks == 1:
+        return stats
+    return jax.lax.fori_loop(
+        0, num_blocks - 1, lambda i, stats: add_block(stats, first + i * size, size), stats
+    )
+
+
+def _block_statistics(
+    embeddings: Float[Array, "B K"],
+    labels: Int[Array, "B"],
+    weights: Float[Array, "B"],
+    num_classes: int,
+    scatter: bool,
+) -> ClassStatistics:
+    # Rows of weight 0 may hold anything, NaN included.
+    embeddings = jnp.where((weights > 0)[:, None], embeddings, 0)
+
+    def class_sums(values):
+        return jax.ops.segment_sum(values, labels, num_classes)
+
+    counts = class_sums(weights)
+    present = (counts > 0)[:, None]
+    safe_counts = jnp.where(present, counts[:, None], 1)
+    # Any centre near the class will do, hence no gradient. Differences from a near one are all but
+    # exact, so that centre + correction is the mean to far more digits than one float holds, and
+    # S_i is second order in the rounding.
+    centers = _rounded(class_sums(embeddings * weights[:, None]) / safe_counts)
+    centers = jax.lax.stop_gradient(centers)
+    deviations = embeddings - centers[labels]
+    corrections = _rounded(class_sums(deviations * weights[:, None]) / safe_counts)
+    deviations = deviations - corrections[labels]
+
+    safe_total = jnp.where(jnp.any(present), jnp.sum(counts), 1)
+    origin = _rounded(jnp.sum(centers * counts[:, None], axis=0) / safe_total)
+    origin = jax.lax.stop_gradient(origin)
+    offsets, residuals = _add((centers, corrections), (-origin[None], 0))
+    return ClassStatistics(
+        counts=counts,
+        origin=origin,
+        mean_offsets=jnp.where(present, offsets, 0),
+        squared_deviations=class_sums(weights * jnp.sum(deviations**2, axis=1)),
+        scatter=_outer_sum(deviations * weights[:, None], deviations) if scatter else None,
+        num_out_of_range=jnp.zeros((), jnp.int32),
+        count_residuals=jnp.zeros_like(counts),
+        mean_offset_residuals=jnp.where(present, residuals, 0),
+        squared_deviation_residuals=jnp.zeros_like(counts),
+    )
+
+
+def _offsets_from(
+    origin: Float[Array, "K"], stats: ClassStatistics
+) -> tuple[Float[Array, "C K"], Float[Array, "C K"]]:
+    """mu_i - origin as two floats; 0 for classes without an example."""
+    shift, shift_residual = _two_sum(stats.origin, -origin)
+    moved = _add(
+        (stats.mean_offsets, stats.mean_offset_residuals), (shift[None], shift_residual[None])
+    )
+    high, low = (jnp.where(stats.present[:, None], part, 0) for part in moved)
+    return high, low
+
+
+def _rounded(x: Array) -> Array:
+    """A product or quotient rounded to a bit less than its format, the same for all who read it.
+
+    XLA may compute a product again in each kernel that uses it and fuse it with the addition there
+    (FMA), unrounded: then value - rounded(value) is not what rounding left. It does keep its hands
+    off an explicit rounding, unless that is to the format itself.
+    """
+    format_ = jnp.finfo(x.dtype)
+    return jax.lax.reduce_precision(x, format_.nexp, format_.nmant - 1)
+
+
+def _add(a: tuple, b: tuple) -> tuple[Array, Array]:
+    """The sum of two numbers, each (value, residual), as such a pair."""
+    total, residual = _two_sum(a[0], b[0])
+    return _two_sum(total, residual + (a[1] + b[1]))
+
+
+def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """a + b rounded, and exactly what rounding left (Knuth, TAOCP 2, 4.2.2, theorem B).
+
+    A product among the terms must come through `_rounded`.
+    """
+    total = a + b
+    b_rounded = total - a
+    return total, (a - (total - b_rounded)) + (b - b_rounded)
 
 
 def _outer_sum(left: Array, right: Array) -> Array:

@@ -25,7 +25,7 @@ def cdnv_matrix(stats: ClassStatistics) -> Float[Array, "C C"]:
     pairs = _ordered_pairs(stats)
     numerator = variances[:, None] + variances[None, :]
     numerator = jnp.where(pairs, numerator, 0)
-    return jnp.where(pairs, numerator / (2 * _squared_distances(stats)), jnp.nan)
+    return jnp.where(pairs, numerator / (2 * squared_distances(stats)), jnp.nan)
 
 
 def neural_collapse(stats: ClassStatistics) -> Float[Array, ""]:
@@ -36,7 +36,7 @@ def neural_collapse(stats: ClassStatistics) -> Float[Array, ""]:
     Raises:
       ValueError: fewer than two classes have an example (outside jit; under jit NaN).
     """
-    pairs = _checked_pairs(stats)
+    pairs = checked_pairs(stats)
     return jnp.sum(jnp.where(pairs, cdnv_matrix(stats), 0)) / jnp.sum(pairs)
 
 
@@ -56,8 +56,8 @@ def geometric_collapse(gc: Float[Array, ""] | float, stats: ClassStatistics) -> 
     Raises:
       ValueError: fewer than two classes have an example (outside jit; under jit NaN).
     """
-    pairs = _checked_pairs(stats)
-    inverse = jnp.where(pairs, 1 / _squared_distances(stats), 0)
+    pairs = checked_pairs(stats)
+    inverse = jnp.where(pairs, 1 / squared_distances(stats), 0)
     k = stats.num_present
     return jnp.where(k < 2, jnp.nan, gc * jnp.sum(inverse) / jnp.maximum(k - 1, 1))
 
@@ -67,7 +67,8 @@ def _ordered_pairs(stats: ClassStatistics) -> Bool[Array, "C C"]:
     return present[:, None] & present[None, :] & ~jnp.eye(present.size, dtype=bool)
 
 
-def _checked_pairs(stats: ClassStatistics) -> Bool[Array, "C C"]:
+def checked_pairs(stats: ClassStatistics) -> Bool[Array, "C C"]:
+    """Which (i, j) are ordered pairs of present classes; refuses fewer than two classes."""
     num_present = stats.num_present
     if not isinstance(num_present, jax.core.Tracer) and num_present < 2:
         raise ValueError(
@@ -77,14 +78,21 @@ def _checked_pairs(stats: ClassStatistics) -> Bool[Array, "C C"]:
     return _ordered_pairs(stats)
 
 
-def _squared_distances(stats: ClassStatistics) -> Float[Array, "C C"]:
+def squared_distances(stats: ClassStatistics) -> Float[Array, "C C"]:
     """|mu_i - mu_j|^2 for ordered pairs, 1 elsewhere so that dividing by it is harmless.
 
     From differences, one class at a time: the Gram form |a|^2 + |b|^2 - 2ab cancels for close
     means, and all differences at once would take C x C x K.
     """
-    offsets = stats.mean_offsets
-    squares = jax.lax.map(lambda mean: jnp.sum((offsets - mean[None]) ** 2, axis=1), offsets)
+    offsets, residuals = stats.mean_offsets, stats.mean_offset_residuals
+
+    # Recomputed for the gradient, which would keep the C x C x K differences.
+    @jax.checkpoint
+    def squared_distances_from(mean):
+        differences = (offsets - mean[0][None]) + (residuals - mean[1][None])
+        return jnp.sum(differences**2, axis=1)
+
+    squares = jax.lax.map(squared_distances_from, (offsets, residuals))
     # Past the range of float32 the distance is unknown; inf would read as complete collapse.
     squares = jnp.where(jnp.isinf(squares), jnp.nan, squares)
     return jnp.where(_ordered_pairs(stats), squares, 1)

@@ -181,6 +181,97 @@ def test_close_means_at_a_large_norm_stay_apart():
     np.testing.assert_allclose(squared, truth, rtol=1e-2)
 
 
+@pytest.mark.parametrize("batch", [None, 50])
+def test_means_are_exact_past_one_float(batch):
+    # float32 resolves 6e-5 at 1000. The first batch is far away.
+    z = 1000 + np.random.default_rng(0).normal(size=(400, 3)).astype(np.float32) * 1e-2
+    z = np.concatenate([np.zeros((1, 3)), z]).astype(np.float32)
+    labels = np.r_[0, np.ones(400, int)]
+    stats = update_jitted(init_class_statistics(2, 3), z[:1], labels[:1])
+    for start in range(1, 401, batch or 400):
+        rows = slice(start, start + (batch or 400))
+        stats = update_jitted(stats, z[rows], labels[rows])
+    parts = stats.origin, stats.mean_offsets[1], stats.mean_offset_residuals[1]
+    means = sum(np.asarray(part, np.float64) for part in parts)
+    np.testing.assert_allclose(means, z[1:].astype(np.float64).mean(0), rtol=0, atol=1e-8)
+
+
+def test_counts_and_spread_go_on_past_2_to_the_24():
+    one = update_jitted(init_class_statistics(1, 1), np.zeros((1, 1)), np.zeros(1, int))
+    one = one._replace(squared_deviations=jnp.ones(1))
+    # The next float32 after 2^25 is 2^25 + 4.
+    many = one._replace(counts=jnp.full(1, 2.0**25), squared_deviations=jnp.full(1, 2.0**25))
+    for _ in range(8):
+        many = jax.jit(merge_class_statistics)(many, one)
+    assert many.counts == 2**25 + 8
+    assert many.squared_deviations == 2**25 + 8
+
+
+def blocks_example(n=5000):
+    """Rows for three blocks on the CPU, with padding; the oracle sees those of positive weight."""
+    z, labels, weights = example(n)
+    weights[::10] = 0
+    padded = np.where(weights[:, None] > 0, z, np.nan).astype(np.float32)
+    return padded, labels, weights, (z[weights > 0], labels[weights > 0], weights[weights > 0])
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+def test_a_batch_of_several_blocks_equals_the_oracle(wrap):
+    z, labels, weights, counted = blocks_example()
+    empty = init_class_statistics(C, K, scatter=True)
+    check(wrap(update_class_statistics)(empty, z, labels, weights=weights), *counted)
+
+
+@pytest.mark.parametrize("num_devices", [2, 8])
+def test_several_blocks_sharded(num_devices):
+    z, labels, weights, counted = blocks_example()
+    mesh = jax.sharding.Mesh(jax.devices()[:num_devices], ("data",))
+    along = jax.sharding.PartitionSpec("data")
+    arrays = jax.device_put((z, labels, weights), jax.sharding.NamedSharding(mesh, along))
+    check(update_jitted(init_class_statistics(C, K), *arrays[:2], weights=arrays[2]), *counted)
+
+
+def test_shards_of_several_blocks_merge_under_shard_map():
+    z, labels, weights, counted = blocks_example(n=10_000)
+    mesh = jax.sharding.Mesh(jax.devices()[:2], ("data",))
+    along = jax.sharding.PartitionSpec("data")
+
+    def of_shard(z, labels, weights):
+        stats = update_class_statistics(init_class_statistics(C, K), z, labels, weights=weights)
+        return jax.tree.map(lambda x: x[None], stats)
+
+    parts = jax.jit(jax.shard_map(of_shard, mesh=mesh, in_specs=along, out_specs=along))(
+        z, labels, weights
+    )
+    first, second = (jax.tree.map(lambda x, i=i: x[i], parts) for i in range(2))
+    check(merge_class_statistics(first, second), *counted)
+
+
+def test_gradient_and_vmap_through_several_blocks():
+    z, labels, _ = example(n=5000)
+
+    def spread(z):
+        stats = update_class_statistics(init_class_statistics(C, K), z, labels)
+        return jnp.sum(stats.squared_deviations)
+
+    gradients = jax.jit(jax.vmap(jax.grad(spread)))(jnp.stack([z, 2 * z]))
+    _, means, _, _ = oracle(z, labels, np.ones(len(z)))
+    np.testing.assert_allclose(gradients[0], 2 * (z - means[labels]), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(gradients[1], 2 * gradients[0], rtol=1e-3, atol=1e-3)
+
+
+def test_memory_follows_the_block_not_the_batch():
+    num_classes, dim, batch = 1000, 2048, 20_000
+    block = 4 * num_classes
+    compiled = update_jitted.lower(
+        jax.eval_shape(lambda: init_class_statistics(num_classes, dim, scatter=True)),
+        jax.ShapeDtypeStruct((batch, dim), jnp.float32),
+        jax.ShapeDtypeStruct((batch,), jnp.int32),
+    ).compile()
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    assert temporary <= 3 * 4 * (block * dim + num_classes * dim + dim**2)
+
+
 @pytest.mark.parametrize("num_devices", [2, 8])
 def test_sharded_batches_merge_to_the_same(num_devices):
     z, labels, _ = example(n=48)

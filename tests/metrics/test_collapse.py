@@ -98,6 +98,35 @@ def test_distances_past_float32_are_unknown_not_infinite():
     assert np.isnan(neural_collapse(stats))
 
 
+@pytest.mark.parametrize("first", [0.0, -1.0])
+@pytest.mark.parametrize("batch", [None, 7])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_close_means_far_from_the_origin(first, batch, shuffled):
+    """1e-3 apart at norm 1e3; the first batch is a class at 0 or at the opposite end."""
+    rng = np.random.default_rng(0)
+    center, step = rng.normal(size=(2, 64))
+    center *= 1e3 / np.linalg.norm(center)
+    step *= 1e-3 / np.linalg.norm(step)
+    labels = np.repeat([2, 0, 1], 50)
+    z = np.stack([center, center + step, first * center])[labels]
+    z = (z + 1e-3 * rng.normal(size=z.shape)).astype(np.float32)
+    order = np.r_[:5, 5 + rng.permutation(145)] if shuffled else np.arange(150)
+    z, labels = z[order], labels[order]
+    stats = init_class_statistics(3, 64)
+    for rows in (slice(0, 5), *(slice(i, i + (batch or 145)) for i in range(5, 150, batch or 145))):
+        stats = update_jitted(stats, z[rows], labels[rows])
+    _, distances = oracle(z, labels)
+    expected = sum(1 / d for d in distances.values()) / 2
+    np.testing.assert_allclose(geometric_collapse(1.0, stats), expected, rtol=1e-5)
+
+
+def test_memory_has_no_difference_of_every_pair():
+    stats = jax.eval_shape(lambda: init_class_statistics(300, 512))
+    for measure in (neural_collapse, jax.grad(neural_collapse, allow_int=True)):
+        compiled = jax.jit(measure).lower(stats).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes <= 4 * 4 * (300 * 512 + 300**2)
+
+
 def test_invariances():
     z, labels = example()
     stats = statistics(z, labels, 5)
@@ -142,3 +171,23 @@ def test_jit_equals_eager_and_gradients_are_finite_with_absent_classes():
 
     slope = (oracle_value(1e-4) - oracle_value(-1e-4)) / 2e-4
     np.testing.assert_allclose(np.sum(gradient * direction), slope, rtol=1e-3)
+
+
+def test_second_derivative_as_a_penalty_needs_it():
+    z, labels = example()
+    direction = np.random.default_rng(2).normal(size=z.shape).astype(np.float32)
+
+    def nc(z):
+        stats = update_class_statistics(init_class_statistics(5, 6), z, jnp.asarray(labels))
+        return neural_collapse(stats)
+
+    def slope(z):
+        return jnp.sum(jax.grad(nc)(z) * direction)
+
+    curvature = np.sum(jax.jit(jax.grad(slope))(z) * direction)
+
+    def oracle_value(t):
+        return np.mean(list(oracle(z + t * direction.astype(np.float64), labels)[0].values()))
+
+    expected = (oracle_value(1e-3) - 2 * oracle_value(0) + oracle_value(-1e-3)) / 1e-6
+    np.testing.assert_allclose(curvature, expected, rtol=1e-3)

@@ -15,7 +15,7 @@ from gc_nc.metrics import (
     geometric_complexity,
     jacobian_norms,
 )
-from gc_nc.metrics.jacobians import _compiled_squared_products
+from gc_nc.metrics.jacobian_products import _evaluate_compiled
 
 WEIGHT = jnp.array([[1.0, 2.0], [3.0, 4.0]])  # |W|_F^2 = 30
 
@@ -77,7 +77,7 @@ def test_j3_chunks_and_their_remainder_change_nothing(chunk_size, wrap):
 @pytest.mark.parametrize("chunk_size", [100, 7])
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
 def test_rows_that_do_not_fill_their_last_block(monkeypatch, chunk_size, wrap):
-    monkeypatch.setattr("gc_nc.metrics.jacobians._PRODUCTS_PER_VJP", 2 * chunk_size)
+    monkeypatch.setattr("gc_nc.metrics.jacobian_products.PRODUCTS_PER_BLOCK", 2 * chunk_size)
     weights, x = mlp_weights((6, 9, 7)), inputs_of(chunk_size)
     norms = wrap(lambda x: jacobian_norms(partial(mlp, weights), x, chunk_size=chunk_size))(x)
     np.testing.assert_allclose(norms, mlp_norms_oracle(weights, x), rtol=1e-5)
@@ -90,7 +90,7 @@ def test_device_loop_equals_unrolled_blocks(monkeypatch):
         return jacobian_norms(partial(mlp, weights), x, chunk_size=3)
 
     unrolled = jax.jit(norms)(x)
-    monkeypatch.setattr("gc_nc.metrics.jacobians._MAX_UNROLLED_BLOCKS", 0)
+    monkeypatch.setattr("gc_nc.metrics.jacobian_products._MAX_UNROLLED_BLOCKS", 0)
     assert "while" in jax.jit(lambda x: norms(x)).lower(x).as_text()
     np.testing.assert_allclose(jax.jit(lambda x: norms(x))(x), unrolled, rtol=1e-6)
 
@@ -377,10 +377,10 @@ def test_a_partial_that_closes_over_values_compiles_once():
         return model.apply(variables, x)
 
     first = geometric_complexity(jax.tree_util.Partial(embed, variables), jnp.ones((2, 3)))
-    before = _compiled_squared_products._cache_size()
+    before = _evaluate_compiled._cache_size()
     doubled = jax.tree.map(lambda v: 2 * v, variables)
     second = geometric_complexity(jax.tree_util.Partial(embed, doubled), jnp.ones((2, 3)))
-    assert _compiled_squared_products._cache_size() == before
+    assert _evaluate_compiled._cache_size() == before
     np.testing.assert_allclose(second, 4 * first, rtol=1e-6)
 
 
@@ -390,9 +390,9 @@ def test_a_partial_compiles_once():
         return geometric_complexity(fn, jnp.ones((2, 2)))
 
     np.testing.assert_allclose(gc_of(1), 30)
-    before = _compiled_squared_products._cache_size()
+    before = _evaluate_compiled._cache_size()
     np.testing.assert_allclose([gc_of(2), gc_of(3)], [120, 270])
-    assert _compiled_squared_products._cache_size() == before
+    assert _evaluate_compiled._cache_size() == before
 
 
 def test_tf32_is_never_used():

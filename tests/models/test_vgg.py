@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gc_nc.metrics import geometric_complexity
-from gc_nc.metrics.jacobians import _compiled_squared_products
+from gc_nc.metrics.jacobian_products import _evaluate_compiled
 from gc_nc.models import VGG, embed_fn
 
 IMAGES = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
@@ -56,9 +56,9 @@ def test_metrics_compile_once_for_equal_models():
     assert hash(first.func) == hash(second.func)
     assert first.func != embed_fn(VGG(((4,),), num_classes=3), init(0)).func
     gc_first = geometric_complexity(first, IMAGES)
-    before = _compiled_squared_products._cache_size()
+    before = _evaluate_compiled._cache_size()
     gc_second = geometric_complexity(second, IMAGES)
-    assert _compiled_squared_products._cache_size() == before
+    assert _evaluate_compiled._cache_size() == before
     assert gc_first != gc_second
     # Against the definition.
     jacobian = jax.jacrev(second)(IMAGES)

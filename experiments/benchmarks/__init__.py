@@ -1,0 +1,1 @@
+"""Benchmarks against references: python -m experiments.benchmarks.NAME [--json]."""

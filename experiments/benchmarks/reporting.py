@@ -1,0 +1,51 @@
+"""How benchmarks print: a table, or with --json one object a line."""
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from absl import flags
+
+# Here because a flag can be defined only once, and every benchmark has it.
+_JSON = flags.DEFINE_boolean("json", False, "Print one JSON object a line instead of a table.")
+
+
+class Row(NamedTuple):
+    """One comparison; it is met if the ratio, ours to the reference, is at most the goal."""
+
+    name: str
+    ours_seconds: float
+    reference_seconds: float
+    goal: float
+
+    @property
+    def ratio(self) -> float:
+        """Ours to the reference; below 1 is faster."""
+        return self.ours_seconds / self.reference_seconds
+
+    @property
+    def met(self) -> bool:
+        """Whether the goal is reached."""
+        return self.ratio <= self.goal
+
+
+def print_rows(rows: Sequence[Row]) -> None:
+    """Prints the rows the way the flag says."""
+    print(_json_lines(rows) if _JSON.value else _table(rows))
+
+
+def _json_lines(rows: Sequence[Row]) -> str:
+    return "\n".join(
+        json.dumps({**row._asdict(), "ratio": row.ratio, "met": row.met}) for row in rows
+    )
+
+
+def _table(rows: Sequence[Row]) -> str:
+    width = max(len(row.name) for row in rows)
+    lines = [f"{'name':{width}}  {'ours':>9}  {'reference':>9}  {'ratio':>5}  {'goal':>5}  met"]
+    for row in rows:
+        lines.append(
+            f"{row.name:{width}}  {row.ours_seconds:7.4f} s  {row.reference_seconds:7.4f} s"
+            f"  {row.ratio:5.2f}  {row.goal:5.2f}  {'yes' if row.met else 'no'}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,296 @@
+"""What geometric complexity says about neural collapse, its sampling error and few-shot error.
+
+Every bound is proved in docs/proofs.md, with its assumptions and where its constant is loose.
+
+A value outside its range is a ValueError; under jit, where nothing can be raised, the result is
+NaN.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Shaped
+
+from gc_nc.array_types import Array, as_floating, as_weights
+from gc_nc.metrics.class_statistics import ClassStatistics
+from gc_nc.metrics.collapse import checked_pairs, geometric_collapse, squared_distances
+
+
+class NeuralCollapseBound(NamedTuple):
+    """Two upper limits of NC from geometric complexity; `paper` is at least twice `per_class`.
+
+    Attributes:
+      paper: from the mean GC of all classes (arXiv 2405.15706, Proposition 4.1).
+      per_class: from each class's own GC.
+    """
+
+    paper: Float[Array, ""]
+    per_class: Float[Array, ""]
+
+
+class ConfidenceInterval(NamedTuple):
+    """Where the geometric complexity of the population lies, with probability 1 - delta."""
+
+    lower: Float[Array, ""]
+    upper: Float[Array, ""]
+
+
+def class_geometric_complexity(
+    norms: Shaped[Array, "B"],
+    labels: Shaped[Array, "B"],
+    num_classes: int,
+    *,
+    weights: Shaped[Array, "B"] | None = None,
+) -> Float[Array, "C"]:
+    """GC_i = sum w |J|_F^2 / sum w over the examples of class i.
+
+    In (embedding unit / model-input unit)^2.
+
+    Args:
+      norms: (B,) Jacobian norms |J(x)|_F^2, from `jacobian_norms`.
+      labels: (B,) integers in 0..C-1.
+      num_classes: C, at least 1.
+      weights: (B,) not negative, 1 each by default. A row of weight 0 counts nowhere and may hold
+        any label and any norm, NaN included.
+
+    Returns:
+      (C,); NaN for classes without an example or with a norm that is not finite.
+
+    Raises:
+      ValueError: no example, shapes that do not fit, labels that are not integers, or (outside jit)
+        a label out of range. Under jit such rows count nowhere.
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes={num_classes} must be at least 1")
+    norms = as_floating(norms, "norms")
+    if not isinstance(labels, jax.Array):
+        labels = np.asarray(labels)
+    if norms.ndim != 1 or norms.size == 0:
+        raise ValueError(f"norms of shape {norms.shape}; (B,) with B of 1 or more is needed")
+    if labels.shape != norms.shape:
+        raise ValueError(f"labels of shape {labels.shape} for {norms.size} norms")
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels are {labels.dtype}; integers in 0..{num_classes - 1} are needed")
+    weights = jnp.ones(labels.shape) if weights is None else as_weights(weights, labels.size)
+    weights = weights.astype(norms.dtype)
+
+    # In the labels' own dtype: 2**32 + 1 is not 1.
+    in_range = (labels >= 0) & (labels < num_classes)
+    out_of_range = ~in_range & (weights > 0)
+    if not isinstance(out_of_range, jax.core.Tracer) and bool(jnp.any(out_of_range)):
+        raise ValueError(
+            f"label {int(labels[int(jnp.argmax(out_of_range))])} is outside 0..{num_classes - 1}"
+            f" (num_classes={num_classes})"
+        )
+    counted = in_range & (weights > 0)
+    weights = jnp.where(counted, weights, 0)
+    labels = jnp.where(counted, jnp.asarray(labels), 0)
+    norms = jnp.where(counted, norms, 0)
+
+    totals = jax.ops.segment_sum(weights, labels, num_classes)
+    safe_totals = jnp.where(totals > 0, totals, 1)
+
+    def class_means(values):
+        return jax.ops.segment_sum(weights * values, labels, num_classes) / safe_totals
+
+    means = class_means(norms)
+    # A float32 sum of a million norms is off by 2e-4; the mean of what is left over mends it.
+    means = means + class_means(norms - means[labels])
+    return jnp.where(totals > 0, means, jnp.nan)
+
+
+def poincare_constant(stats: ClassStatistics, class_gc: Shaped[Array, "C"]) -> Float[Array, ""]:
+    """Empirical Poincare constant max_i v_i / GC_i over the classes present.
+
+    In (model-input unit)^2. The smallest c with v_i <= c GC_i for every class: what this one
+    embedding shows of the true constant, which holds for all functions and can only be larger (up
+    to sampling error of v_i and GC_i). On the data that it is taken from, `neural_collapse_bound`
+    holds by construction, so a check of the bound should take it from a split that the check does
+    not use.
+
+    Args:
+      stats: class statistics of the embeddings.
+      class_gc: (C,) GC_i, from `class_geometric_complexity`; ignored for classes not in `stats`.
+
+    Returns:
+      Scalar. Classes with v_i = GC_i = 0 say nothing and are left out; v_i > 0 with GC_i = 0 gives
+      inf. NaN if no class is left, or if GC_i of a class present is NaN.
+
+    Raises:
+      ValueError: `class_gc` of another shape, or (outside jit; under jit NaN) negative.
+    """
+    gc = _checked_class_gc(class_gc, stats)
+    variances = jnp.where(stats.present, stats.variances, 0)
+    informative = ~((variances == 0) & (gc == 0))
+    ratios = jnp.where(informative, variances / jnp.where(informative, gc, 1), -jnp.inf)
+    return jnp.where(jnp.any(informative), jnp.max(ratios), jnp.nan)
+
+
+def neural_collapse_bound(
+    class_gc: Shaped[Array, "C"],
+    stats: ClassStatistics,
+    *,
+    poincare_constant: Float[Array, ""] | float,
+) -> NeuralCollapseBound:
+    """Geometric complexity bounds neural collapse.
+
+    With a Poincare constant c of every class's inputs, p_i = n_i / sum n, GC = sum p_i GC_i and
+    sums over ordered pairs of the k classes present,
+
+      NC <= per_class = c / (k (k - 1)) sum GC_i / |mu_i - mu_j|^2
+         <= paper     = c / (k (k - 1)) GC / p_min sum 1 / |mu_i - mu_j|^2.
+
+    Balanced classes: `paper` is c `geometric_collapse(GC, stats)`, Proposition 4.1 of
+    arXiv 2405.15706. `per_class` is ours. paper / per_class is 2 or more, and k where classes are
+    balanced and have the same GC. Dimensionless.
+
+    Args:
+      class_gc: (C,) GC_i, from `class_geometric_complexity`; ignored for classes not in `stats`.
+      stats: class statistics of the embeddings; their counts give p_i.
+      poincare_constant: c >= 0 in (model-input unit)^2, for instance the largest eigenvalue of a
+        class's covariance if inputs are Gaussian, or `metrics.poincare_constant` of other data.
+
+    Returns:
+      Two scalars; inf where two class means are equal (NaN where 0 meets inf).
+
+    Raises:
+      ValueError: fewer than two classes have an example, a negative constant or GC_i (outside jit;
+        under jit NaN); `class_gc` of another shape.
+    """
+    gc = _checked_class_gc(class_gc, stats)
+    constant = as_floating(jnp.asarray(poincare_constant), "poincare_constant")
+    constant = _nan_where(constant < 0, constant, "poincare_constant", "must be 0 or more")
+    pairs = checked_pairs(stats)
+    # Over a pair's mean, as in CDNV: the pair (0, GC_j) at distance 0 is inf, not 0/0.
+    terms = (gc[:, None] + gc[None, :]) / 2 / squared_distances(stats)
+    per_class = constant * jnp.sum(jnp.where(pairs, terms, 0)) / jnp.sum(pairs)
+
+    total = jnp.sum(stats.counts)
+    smallest = jnp.min(stats.counts, where=stats.present, initial=jnp.inf)
+    mean_gc = jnp.sum(stats.counts * gc) / total
+    # k p_min is exactly 1 where classes are balanced.
+    k_p_min = stats.num_present * smallest / total
+    paper = constant * geometric_collapse(mean_gc, stats) / k_p_min
+    return NeuralCollapseBound(paper=paper, per_class=per_class)
+
+
+def geometric_complexity_interval(
+    norms: Shaped[Array, "B"],
+    *,
+    value_range: Float[Array, ""] | float,
+    delta: float = 0.05,
+    method: str = "empirical_bernstein",
+) -> ConfidenceInterval:
+    """Interval that holds the population's GC with probability at least 1 - delta.
+
+    For n independent examples with mean m and unbiased sample variance V of |J|_F^2 in [0, R],
+
+      hoeffding:            m +- R sqrt(ln(2 / delta) / (2 n))
+      empirical_bernstein:  m +- (sqrt(2 V ln(4 / delta) / n) + 7 R ln(4 / delta) / (3 (n - 1)))
+
+    cut to [0, R]. In the units of the norms. Sources: Hoeffding 1963; Maurer and Pontil 2009
+    (arXiv 0907.3740), theorem 4, on both sides with delta / 2 each; Propositions 4.2 and 4.3 of
+    arXiv 2405.15706.
+
+    Args:
+      norms: (B,) Jacobian norms of independent examples, every entry of the Jacobian counted; an
+        estimate by random probes has another range.
+      value_range: R, an upper limit of |J|_F^2 over **all** inputs, known before the sample was
+        drawn. The largest norm of the sample is not one: a rare large norm that the sample missed
+        is exactly what the interval has to allow for. If what lies between layers has slopes of at
+        most 1 (ReLU, max-pool without overlap), min(K, D) times the product of the layers' squared
+        spectral norms is a valid R. inf is allowed and says nothing.
+      delta: probability of missing, between 0 and 1.
+      method: "empirical_bernstein", narrower where V is small against R^2 and n large, or
+        "hoeffding".
+
+    Raises:
+      ValueError: another method; delta not in (0, 1); fewer than 2 norms (1 for hoeffding); a
+        norm that is not in [0, R], not finite or NaN, a negative or NaN R (outside jit; under jit
+        NaN).
+    """
+    smallest_n = {"hoeffding": 1, "empirical_bernstein": 2}
+    if method not in smallest_n:
+        raise ValueError(f"method={method!r} is not one of {', '.join(smallest_n)}")
+    if not 0 < delta < 1:
+        raise ValueError(f"delta={delta} must be between 0 and 1, both excluded")
+    norms = as_floating(norms, "norms")
+    n = norms.size
+    if norms.ndim != 1 or n < smallest_n[method]:
+        raise ValueError(
+            f"norms of shape {norms.shape}; (B,) with B of {smallest_n[method]} or more is needed"
+        )
+    limit = jnp.asarray(value_range, norms.dtype)
+    limit = _nan_where(~(limit >= 0), limit, "value_range", "must be 0 or more")
+    outside = ~((norms >= 0) & (norms <= limit) & jnp.isfinite(norms))
+    norms = _nan_where(outside, norms, "norm", f"must be in 0..value_range={value_range}")
+
+    mean = jnp.mean(norms)
+    if method == "hoeffding":
+        half_width = limit * math.sqrt(math.log(2 / delta) / (2 * n))
+    else:
+        log_term = math.log(4 / delta)
+        half_width = jnp.sqrt(2 * jnp.var(norms, ddof=1) * log_term / n)
+        half_width = half_width + limit * (7 * log_term / (3 * (n - 1)))
+    return ConfidenceInterval(
+        lower=jnp.maximum(mean - half_width, 0), upper=jnp.minimum(mean + half_width, limit)
+    )
+
+
+def nearest_mean_error_bound(
+    nc: Float[Array, ""] | float, num_classes: int, num_shots: int | None = None
+) -> Float[Array, ""]:
+    """Neural collapse bounds the error of the nearest-class-mean classifier.
+
+      min(1, 16 (k - 1) (1 + 2 / n) NC)   class means of n examples each
+      min(1, 4 (k - 1) NC)                exact class means
+
+    The error is the chance that a query is as near to another class's centre as to its own's,
+    over queries, their classes (equally frequent) and the n support examples. Source:
+    Proposition 5.1 of arXiv 2405.15706, from Galanti, Gyorgy, Hutter (arXiv 2112.15121).
+
+    Args:
+      nc: NC of the distribution that queries and support come from, or any upper limit of it. In
+        terms of geometric complexity:
+        `nearest_mean_error_bound(neural_collapse_bound(class_gc, stats, poincare_constant=c)
+        .per_class, num_classes)`.
+      num_classes: k, the classes a query is told apart among; in episodes the number of ways.
+      num_shots: n support examples a class; None for exact class means.
+
+    Returns:
+      Scalar in [0, 1]; 1 for an infinite `nc`, NaN for NaN.
+
+    Raises:
+      ValueError: `num_classes` below 2, `num_shots` below 1, or negative `nc` (outside jit; under
+        jit NaN).
+    """
+    if num_classes < 2:
+        raise ValueError(f"num_classes={num_classes} must be at least 2")
+    if num_shots is not None and num_shots < 1:
+        raise ValueError(f"num_shots={num_shots} must be at least 1, or None for exact means")
+    nc = as_floating(jnp.asarray(nc), "nc")
+    nc = _nan_where(nc < 0, nc, "nc", "must be 0 or more")
+    factor = 4.0 if num_shots is None else 16 * (1 + 2 / num_shots)
+    return jnp.minimum(factor * (num_classes - 1) * nc, 1)
+
+
+def _checked_class_gc(class_gc: Array, stats: ClassStatistics) -> Float[Array, "C"]:
+    """GC_i with 0 for classes that `stats` has no example of."""
+    class_gc = as_floating(class_gc, "class_gc")
+    if class_gc.shape != stats.counts.shape:
+        raise ValueError(f"class_gc of shape {class_gc.shape} for {stats.counts.size} classes")
+    class_gc = jnp.where(stats.present, class_gc, 0)
+    return _nan_where(class_gc < 0, class_gc, "class_gc", "must be 0 or more")
+
+
+def _nan_where(
+    bad: Bool[Array, "..."], values: Float[Array, "..."], name: str, needed: str
+) -> Float[Array, "..."]:
+    """Raises if any of `bad` is set; where that is not known yet, its values become NaN."""
+    if not isinstance(bad, jax.core.Tracer) and bool(jnp.any(bad)):
+        value = np.asarray(values.ravel()[jnp.argmax(bad)])
+        raise ValueError(f"{name}={value!s} {needed}")
+    return jnp.where(bad, jnp.nan, values)

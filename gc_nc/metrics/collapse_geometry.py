@@ -1,0 +1,291 @@
+"""NC1 to NC3 of Papyan, Han, Donoho (arXiv 2008.08186) from class statistics.
+
+With k classes present, m_i = mu_i - mean_j mu_j (the unweighted mean) and M = [m_1 .. m_k]:
+
+  NC1  within-class scatter vanishes against that between classes   tr(S_W pinv(S_B)) / k
+  NC2  the m_i become a simplex equiangular tight frame (ETF)       equal norms, cos = -1 / (k - 1)
+  NC3  the head's columns become proportional to the m_i            |M / |M| - W / |W||^2
+
+All are dimensionless and 0 at complete collapse (NC4 is in `nearest_means`). Means that
+coincide are the opposite of collapse: they give inf, with a warning where the values are concrete
+(none can be raised while tracing). Lengths that rounding of the means alone can make count as 0.
+"""
+
+import warnings
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Shaped
+
+from gc_nc.array_types import Array, as_floating
+from gc_nc.metrics.class_statistics import ClassStatistics
+
+_EPS = float(jnp.finfo(jnp.float32).eps)
+_TINY = float(jnp.finfo(jnp.float32).tiny)
+
+
+class NC2(NamedTuple):
+    """How far k centred class means m_i are from a simplex ETF; every field is 0 at one.
+
+    Attributes:
+      equinorm: std_i |m_i| / mean_i |m_i|, population.
+      equiangle: std of cos(m_i, m_j) over pairs i != j, population (equiangularity).
+      maximal_angle: mean over pairs i != j of |cos(m_i, m_j) + 1 / (k - 1)| (maximal-angle
+        equiangularity).
+      etf_error: |G / |G|_F - (I - 11^T / k) / sqrt(k - 1)|_F, G = M^T M the Gram matrix.
+    """
+
+    equinorm: Float[Array, ""]
+    equiangle: Float[Array, ""]
+    maximal_angle: Float[Array, ""]
+    etf_error: Float[Array, ""]
+
+
+def nc1(stats: ClassStatistics) -> Float[Array, ""]:
+    """NC1 = tr(S_W pinv(S_B)) / k, S_W = scatter / N, S_B = 1/k sum_i m_i m_i^T.
+
+    Directions that the class means do not span (dead units, the rest of a large embedding) count
+    nowhere: that is the pseudo-inverse's doing. It is taken from the singular values of the (C, K)
+    means, which are as accurate as float32 can hold; those up to 8 eps sqrt(sum_i |m_i|^2 + v_i),
+    twice the rounding of all means together, count as 0, so the rank is at most k - 1. Memory is
+    O(C K + K^2).
+
+    Args:
+      stats: gathered with `scatter=True`.
+
+    Returns:
+      Scalar. inf where two present means coincide, exactly or up to the rounding above: their
+      difference would fall to the pseudo-inverse and read as collapse. NaN where nothing varies as
+      well (0 / 0), where the statistics are not finite, and where the scatter is too small for
+      float32 to hold (embeddings of scale 1e-18, say). Differentiable at constant rank.
+
+    Raises:
+      ValueError: no scatter; fewer than two classes present (outside jit; under jit NaN).
+    """
+    if stats.scatter is None:
+        raise ValueError("nc1 needs the scatter; gather the statistics with scatter=True")
+    check_enough_classes(stats)
+    means, scale, rounding = _centred_means(stats)
+    inverse = _pseudo_inverse(means, 2 * jnp.sqrt(stats.num_present) * rounding)
+    # pinv of the unscaled means: its square, like that of the scale, may be out of range.
+    unscaled = inverse / scale
+    within = stats.scatter / jnp.sum(stats.counts)
+    value = jnp.sum(unscaled * jnp.matmul(within, unscaled, precision="highest"))
+
+    coincide = _some_means_coincide(stats.present, means, inverse, rounding)
+    variance = jnp.trace(within)
+    varies = _safe_sqrt(variance) > rounding * scale
+    degenerate = jnp.where(varies & jnp.isfinite(variance), jnp.inf, jnp.nan)
+    # What products below the smallest normal number, flushed to 0, can have taken away.
+    lost = _TINY * means.shape[1] * jnp.sum(unscaled**2)
+    known = jnp.isfinite(value) & (lost <= 1e-6 * value + _EPS**2)
+    value = jnp.where(coincide, degenerate, jnp.where(known, value, jnp.nan))
+    _warn_if(jnp.isinf(value), "two class means coincide: nc1 is inf, not collapse")
+    return _unless_too_few(value, stats)
+
+
+def nc2(stats: ClassStatistics) -> NC2:
+    """NC2: equinorm, equiangle, maximal_angle and etf_error of the centred class means; see `NC2`.
+
+    Papyan et al. plot the first three; the ETF error compares the whole Gram matrix. All are free
+    of scale, rotation and shift. Two classes are always a simplex ETF.
+
+    Returns:
+      NC2. All inf where all means coincide. Only the two angle fields are inf where one mean lies
+      at the centre, because it has no direction. NaN where the statistics are not finite.
+
+    Raises:
+      ValueError: fewer than two classes present (outside jit; under jit NaN).
+    """
+    check_enough_classes(stats)
+    present, k = stats.present, stats.num_present
+    pairs = present[:, None] & present[None, :] & ~jnp.eye(present.size, dtype=bool)
+    means, _, rounding = _centred_means(stats)
+    lengths = _safe_sqrt(jnp.sum(means**2, axis=1))
+    coincide = jnp.max(lengths) <= rounding
+    undirected = jnp.any(present & (lengths <= rounding))
+
+    mean_length = jnp.sum(lengths) / k
+    equinorm = _safe_sqrt(jnp.sum(jnp.where(present, lengths - mean_length, 0) ** 2) / k)
+    directions = means / jnp.where(lengths > rounding, lengths, 1)[:, None]
+    cosines = jnp.matmul(directions, directions.T, precision="highest")
+    num_pairs = k * (k - 1)
+    mean_cosine = jnp.sum(jnp.where(pairs, cosines, 0)) / num_pairs
+    spread = jnp.sum(jnp.where(pairs, cosines - mean_cosine, 0) ** 2) / num_pairs
+    from_simplex = jnp.where(pairs, jnp.abs(cosines + 1 / (k - 1)), 0)
+    gram = jnp.matmul(means, means.T, precision="highest")
+    gram_norm = _safe_sqrt(jnp.sum(gram**2))
+    simplex = (jnp.diag(present) - jnp.outer(present, present) / k) / jnp.sqrt(k - 1)
+    error = gram / jnp.where(gram_norm > 0, gram_norm, 1) - simplex
+
+    fields = NC2(
+        equinorm=equinorm / jnp.where(mean_length > 0, mean_length, 1),
+        equiangle=_safe_sqrt(spread),
+        maximal_angle=jnp.sum(from_simplex) / num_pairs,
+        etf_error=_safe_sqrt(jnp.sum(error**2)),
+    )
+    infinite = NC2(coincide, coincide | undirected, coincide | undirected, coincide)
+    _warn_if(coincide, "all class means coincide: nc2 is inf, not collapse")
+    _warn_if(
+        undirected & ~coincide,
+        "a class mean lies at the centre and has no direction: the angles of nc2 are inf",
+    )
+    return NC2(
+        *(
+            _unless_too_few(jnp.where(infinitely, jnp.inf, value), stats)
+            for value, infinitely in zip(fields, infinite, strict=True)
+        )
+    )
+
+
+def nc3(stats: ClassStatistics, head_kernel: Shaped[Array, "rows columns"]) -> Float[Array, ""]:
+    """NC3, self-duality error: |M / |M|_F - W / |W|_F|_F^2, between 0 and 4.
+
+    M is (K, k), the centred means; W is (K, k), the head's columns of the classes present, not
+    centred. 0 where the head's columns are one positive multiple of the centred means.
+
+    Args:
+      stats: of the embeddings that enter the head.
+      head_kernel: (K, C) as Flax keeps it; torch keeps (C, K), which must be transposed.
+
+    Returns:
+      Scalar. inf where all means coincide; NaN where the head is 0 or not finite.
+
+    Raises:
+      ValueError: a kernel of another shape; fewer than two classes present (outside jit; under jit
+        NaN).
+    """
+    num_classes, embedding_dim = stats.mean_offsets.shape
+    if head_kernel.shape != (embedding_dim, num_classes):
+        transposed = head_kernel.shape == (num_classes, embedding_dim)
+        raise ValueError(
+            f"head_kernel of shape {head_kernel.shape}; (K, C) = ({embedding_dim}, {num_classes})"
+            f" is needed{', so transpose it' if transposed else ''}"
+        )
+    check_enough_classes(stats)
+    means, _, rounding = _centred_means(stats)
+    coincide = jnp.max(_safe_sqrt(jnp.sum(means**2, axis=1))) <= rounding
+    head = jnp.where(stats.present[:, None], as_floating(head_kernel, "head_kernel").T, 0)
+    largest = jnp.max(jnp.abs(head))
+    head = head / jnp.where(largest > 0, largest, 1)
+    means = means / jnp.where(coincide, 1, _safe_sqrt(jnp.sum(means**2)))
+    head = head / jnp.where(largest > 0, _safe_sqrt(jnp.sum(head**2)), 1)
+    value = jnp.where(coincide, jnp.inf, jnp.sum((means - head) ** 2))
+    value = jnp.where((largest > 0) & jnp.isfinite(largest), value, jnp.nan)
+    _warn_if(jnp.isinf(value), "all class means coincide: nc3 is inf, not collapse")
+    return _unless_too_few(value, stats)
+
+
+def check_enough_classes(stats: ClassStatistics) -> None:
+    """Raises ValueError for concrete statistics with fewer than two classes present."""
+    num_present = stats.num_present
+    if not isinstance(num_present, jax.core.Tracer) and num_present < 2:
+        raise ValueError(
+            f"{int(num_present)} of {stats.counts.size} classes have an example;"
+            " neural collapse compares at least 2"
+        )
+
+
+def _unless_too_few(value: Array, stats: ClassStatistics) -> Float[Array, ""]:
+    return jnp.where(stats.num_present < 2, jnp.nan, value)
+
+
+def _warn_if(condition: Bool[Array, ""], message: str) -> None:
+    if not isinstance(condition, jax.core.Tracer) and bool(condition):
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def _safe_sqrt(x: Array) -> Array:
+    """Square root whose gradient at 0 is 0, not NaN."""
+    return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
+
+
+def _centred_means(
+    stats: ClassStatistics,
+) -> tuple[Float[Array, "C K"], Float[Array, ""], Float[Array, ""]]:
+    """(m_i / scale, scale, rounding of one m_i / scale); rows of absent classes are 0.
+
+    The scale is near the largest |entry|, so that squares stay in range. Everything is NaN where a
+    mean or a variance is not finite. The rounding is 4 eps sqrt(mean_i |m_i|^2 + v_i): a mean is
+    exact to about an eps of its distance from the centre and of the spread of its examples.
+    """
+    present, k = stats.present[:, None], jnp.maximum(stats.num_present, 1)
+    offsets = jnp.where(present, stats.mean_offsets, 0)
+    residuals = jnp.where(present, stats.mean_offset_residuals, 0)
+    deviations = jax.lax.stop_gradient(jnp.sqrt(jnp.where(stats.present, stats.variances, 0)))
+    largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.abs(offsets)), jnp.max(deviations)))
+    largest = jnp.where(jnp.isfinite(largest), jnp.where(largest > 0, largest, 1), jnp.nan)
+    deviations = deviations / largest
+
+    # Any nearby point serves first, if all are held against the same one; what it lacks of the
+    # centre follows from differences, which are small and so all but exact. Scaled only then:
+    # the quotients of large offsets would be rounded.
+    near = largest * (jnp.sum(offsets / largest, axis=0, keepdims=True) / k)
+    means = jnp.where(present, ((offsets - near) + residuals) / largest, 0)
+    means = jnp.where(present, means - jnp.sum(means, axis=0, keepdims=True) / k, 0)
+
+    rounding = 4 * _EPS * jnp.sqrt((jnp.sum(means**2) + jnp.sum(deviations**2)) / k)
+    spread = jnp.maximum(jnp.max(jnp.abs(means)), rounding)
+    rounding, spread = jax.lax.stop_gradient((rounding, jnp.where(spread == 0, 1, spread)))
+    return means / spread, largest * spread, rounding / spread
+
+
+@jax.custom_jvp
+def _pseudo_inverse(means: Float[Array, "C K"], cutoff: Float[Array, ""]) -> Float[Array, "K C"]:
+    """pinv with singular values up to `cutoff` taken as 0."""
+    left, singular, right = jnp.linalg.svd(means, full_matrices=False)
+    kept = singular > cutoff
+    inverse = jnp.where(kept, 1 / jnp.where(kept, singular, 1), 0)
+    # A comparison with NaN would drop every direction and read as 0.
+    inverse = jnp.where(jnp.isnan(singular), jnp.nan, inverse)
+    return jnp.matmul(right.T * inverse[None], left.T, precision="highest")
+
+
+@_pseudo_inverse.defjvp
+def _pseudo_inverse_jvp(primals, tangents):
+    """Golub and Pereyra 1973: constant rank; no gaps of singular values, so safe at an ETF.
+
+    dX = -X dM X + X X^T dM^T (I - M X) + (I - X M) dM^T X^T X.
+    """
+    (m, cutoff), (dm, _) = primals, tangents
+    x = _pseudo_inverse(m, cutoff)
+
+    def mul(a, b):
+        return jnp.matmul(a, b, precision="highest")
+
+    first = mul(mul(x, x.T), dm.T)
+    second = mul(dm.T, mul(x.T, x))
+    return x, first - mul(mul(first, m), x) + second - mul(x, mul(m, second)) - mul(mul(x, dm), x)
+
+
+def _some_means_coincide(
+    present: Bool[Array, "C"],
+    means: Float[Array, "C K"],
+    inverse: Float[Array, "K C"],
+    rounding: Float[Array, ""],
+) -> Bool[Array, ""]:
+    """Whether float32 cannot tell two present class means apart.
+
+    Either they are as close as their own rounding, or most of their difference lies in directions
+    that the pseudo-inverse dropped. Means on a line, or in any other subspace, do not coincide.
+    """
+    means, inverse, rounding = jax.lax.stop_gradient((means, inverse, rounding))
+    rank = jnp.sum(inverse.T * means)
+    full_rank = rank > jnp.sum(present) - 1.5
+
+    def search():
+        dropped = means - jnp.matmul(
+            jnp.matmul(means, inverse, precision="highest"), means, precision="highest"
+        )
+
+        def coincides_with_a_later_one(i):
+            distances = jnp.sum((means - means[i][None]) ** 2, axis=1)
+            lost = jnp.sum((dropped - dropped[i][None]) ** 2, axis=1)
+            close = (distances <= rounding**2) | (lost > distances / 2)
+            return jnp.any(close & present & present[i] & (jnp.arange(present.size) > i))
+
+        return jnp.any(jax.lax.map(coincides_with_a_later_one, jnp.arange(present.size)))
+
+    # At full rank no two coincide, and the search over pairs costs O(C^2 K).
+    return jax.lax.cond(full_rank, lambda: jnp.zeros((), bool), search)

@@ -1,0 +1,274 @@
+"""Squares of Jacobian products, summed in blocks of examples and rows.
+
+Examples do not mix, so one vector-Jacobian or Jacobian-vector product serves a whole chunk of them.
+Memory follows the size of a block, not B x K x D.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gc_nc.array_types import Array, EmbedFn, as_floating, as_weights
+from gc_nc.metrics.functions_by_value import comparable
+
+#: Examples times products that one block carries. Large enough for a CPU's matmuls to run at full
+# rate, small enough that its activations fit where those of a training batch do.
+PRODUCTS_PER_BLOCK = 256
+_DEFAULT_CHUNK_SIZE = 32
+# Unrolled blocks a traced caller may get on the CPU before compilation costs more than the
+# slowness of convolutions inside an XLA loop.
+_MAX_UNROLLED_BLOCKS = 64
+
+#: (embed_fn, inputs (n, *input), auxiliary of the examples, first row) -> (n, ...)
+Block = Callable[[EmbedFn, jax.Array, jax.Array | None, jax.Array], jax.Array]
+#: (embed_fn, inputs (n, *input), auxiliary of the examples, rows (R,)) -> (R, n)
+SquaresFn = Callable[[EmbedFn, jax.Array, jax.Array | None, jax.Array], jax.Array]
+
+
+def pull_back_squares(embed_fn, inputs, cotangents_fn) -> jax.Array:
+    """(R, n): |c^T J(x)|^2 for cotangents_fn(embeddings) of shape (R, n, K), by one VJP each."""
+    return _squared_norms(pull_back(embed_fn, inputs, cotangents_fn))
+
+
+def pull_back(embed_fn, inputs, cotangents_fn) -> jax.Array:
+    """(R, n, *input): c^T J(x)."""
+    embeddings, vjp_fn = jax.vjp(embed_fn, inputs)
+    (products,) = jax.vmap(vjp_fn)(cotangents_fn(embeddings).astype(embeddings.dtype))
+    return products
+
+
+def push_forward(embed_fn, inputs, tangents) -> jax.Array:
+    """(R, n, K): J(x) u for tangents (R, n, D), by one JVP each."""
+
+    def product(tangent):
+        return jax.jvp(embed_fn, (inputs,), (tangent.reshape(inputs.shape),))[1]
+
+    return jax.vmap(product)(tangents.astype(inputs.dtype))
+
+
+def push_forward_squares(embed_fn, inputs, tangents) -> jax.Array:
+    """(R, n): |J(x) u|^2."""
+    return _squared_norms(push_forward(embed_fn, inputs, tangents))
+
+
+def _squared_norms(products):
+    return jnp.sum(products**2, axis=tuple(range(2, products.ndim)))
+
+
+@dataclasses.dataclass(frozen=True)
+class RowBlock:
+    """The sum of `size` rows from the first on, of which there are `num_rows` in all."""
+
+    squares_fn: SquaresFn
+    size: int
+    num_rows: int
+
+    def __call__(self, embed_fn, inputs, auxiliary, first_row) -> jax.Array:
+        """Returns (n,)."""
+        rows = first_row + jnp.arange(self.size)
+        squares = self.squares_fn(embed_fn, inputs, auxiliary, rows)
+        return jnp.sum(jnp.where((rows < self.num_rows)[:, None], squares, 0), axis=0)
+
+
+def chunk_length(num_examples: int, chunk_size: int | None) -> int:
+    """Examples in a chunk: equal ones, which waste least on the remainder.
+
+    Raises:
+      ValueError: `chunk_size` below 1.
+    """
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+    return math.ceil(num_examples / math.ceil(num_examples / (chunk_size or _DEFAULT_CHUNK_SIZE)))
+
+
+def sum_over_rows(
+    embed_fn: EmbedFn,
+    inputs: jax.Array,
+    auxiliary: Array | None,
+    squares_fn: SquaresFn,
+    num_rows: int,
+    *,
+    chunk_size: int | None = None,
+    num_walked: np.ndarray | int | None = None,
+) -> jax.Array:
+    """(B,): the squares of `squares_fn`, summed over rows.
+
+    Args:
+      embed_fn: as everywhere.
+      inputs: (B, *input), floating.
+      auxiliary: (B, ...) what `squares_fn` needs of each example.
+      squares_fn: a module-level function, which its identity describes.
+      num_rows: how many there are.
+      chunk_size: examples at a time.
+      num_walked: how many rows to walk: one number, or (B,) of which the largest in a chunk counts.
+    """
+    chunk = chunk_length(inputs.shape[0], chunk_size)
+    size = min(num_rows, max(1, PRODUCTS_PER_BLOCK // chunk))
+    walked = num_rows if num_walked is None else num_walked
+    return sum_over_blocks(
+        embed_fn, inputs, auxiliary, RowBlock(squares_fn, size, num_rows), chunk, walked, size
+    )
+
+
+def sum_over_blocks(
+    embed_fn: EmbedFn,
+    inputs: jax.Array,
+    auxiliary: Array | None,
+    block: Block,
+    chunk: int,
+    num_rows: np.ndarray | int = 1,
+    rows_per_block: int = 1,
+) -> jax.Array:
+    """(B,): the sum of a block's values over first rows 0, rows_per_block, ... < num_rows.
+
+    With concrete inputs a host loop over one compiled block; when traced a device loop, or on the
+    CPU blocks chained by a data dependency.
+    """
+    num_examples = inputs.shape[0]
+    num_chunks = math.ceil(num_examples / chunk)
+    # The remainder is filled up with copies of the last example, where embed_fn is as well defined
+    # as it is there, and then cut off.
+    padded = np.minimum(np.arange(num_chunks * chunk), num_examples - 1).reshape(-1, chunk)
+
+    def take(index):
+        return inputs[index], None if auxiliary is None else auxiliary[index]
+
+    if not staged():
+        compiled = compile_block(embed_fn)
+        sums = []
+        for index in padded:
+            x, aux = take(index)
+            limit = int(np.max(np.broadcast_to(num_rows, num_examples)[index]))
+            first_rows = range(0, max(limit, 1), rows_per_block)
+            sums.append(sum(compiled(x, aux, row, block=block) for row in first_rows))
+        return jnp.concatenate(sums)[:num_examples]
+
+    first_rows = range(0, max(int(np.max(num_rows)), 1), rows_per_block)
+    block = partial(_evaluate_block, embed_fn, block=block)
+    if (
+        jax.default_backend() == "cpu"
+        and num_chunks * len(first_rows) <= _MAX_UNROLLED_BLOCKS
+    ):
+        sums = _chained_blocks(block, take, padded, first_rows)
+    else:
+        sums = _looped_blocks(block, take, padded, jnp.asarray(first_rows))
+    return sums.reshape(-1, *sums.shape[2:])[:num_examples]
+
+
+def _evaluate_block(embed_fn, inputs, auxiliary, first_row, *, block):
+    def embed(x):
+        return embed_fn(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    # TF32 and bfloat16 passes would ruin the norm; this governs what embed_fn itself left open.
+    with jax.default_matmul_precision("highest"):
+        return block(embed, inputs, auxiliary, first_row)
+
+
+_evaluate_compiled = partial(jax.jit, static_argnames="block")(_evaluate_block)
+
+
+def compile_block(embed_fn: EmbedFn) -> Callable:
+    """A compiled block, shared between calls only where a shared one cannot be stale."""
+    shared = comparable(embed_fn)
+    if shared is not None:
+        return partial(_evaluate_compiled, shared)
+    return jax.jit(partial(_evaluate_block, embed_fn), static_argnames="block")
+
+
+def _chained_blocks(block, take, padded, first_rows):
+    """Unrolled, since XLA's CPU loops run convolutions about 4.5 times slower than outside.
+
+    Each block's inputs depend on the sum of the block before: free to run at once, XLA's scheduler
+    would keep all their activations alive, and it drops optimization barriers on the CPU before it
+    schedules. A square is never negative, which XLA does not know.
+    """
+    sums = []
+    previous = jnp.zeros(())
+    for index in padded:
+        total = 0.0
+        for row in first_rows:
+            x, aux = take(index)
+            x = jnp.where(previous < 0, jnp.nan, x)
+            values = block(x, aux, row)
+            total = total + values
+            previous = values.ravel()[0] ** 2
+        sums.append(total)
+    return jnp.stack(sums)
+
+
+def _looped_blocks(block, take, padded, first_rows):
+    def chunk_sums(index):
+        x, aux = take(index)
+
+        def add_block(total, row):
+            return total + block(x, aux, row), None
+
+        like = jax.eval_shape(block, x, aux, first_rows[0])
+        return jax.lax.scan(add_block, jnp.zeros(like.shape, like.dtype), first_rows)[0]
+
+    return jax.lax.map(chunk_sums, jnp.asarray(padded))
+
+
+def staged() -> bool:
+    """Whether we are inside jit, where a host loop would unroll into one program."""
+    return isinstance(jnp.zeros(()), jax.core.Tracer)
+
+
+def check_embedding(embed_fn: EmbedFn, inputs: Array) -> tuple[jax.Array, int]:
+    """Returns the inputs in a differentiable dtype, and K.
+
+    Raises:
+      ValueError: no examples, or `embed_fn` does not return real (B, K).
+    """
+    inputs = as_floating(inputs, "inputs")
+    if inputs.ndim == 0 or inputs.shape[0] == 0:
+        raise ValueError(f"inputs of shape {inputs.shape} hold no example; at least 1 is needed")
+    # A new function each time: eval_shape would remember the shape of an old state.
+    output = jax.eval_shape(lambda x: embed_fn(x), inputs)
+    shape = getattr(output, "shape", None)
+    if shape is None:
+        raise ValueError(
+            f"embed_fn returned a {type(output).__name__}, not one array (B, K); return the"
+            " embedding alone, as in: lambda x: model.apply(variables, x)[1]"
+        )
+    if len(shape) != 2 or shape[0] != inputs.shape[0] or shape[1] == 0:
+        raise ValueError(
+            f"embed_fn returned shape {shape} for {inputs.shape[0]} examples; (B, K) ="
+            f" ({inputs.shape[0]}, K) is needed, so flatten each example's features"
+        )
+    if not jnp.issubdtype(output.dtype, jnp.floating):
+        raise ValueError(f"embed_fn returned {output.dtype}; real floating point is needed")
+    return inputs, shape[1]
+
+
+def mask_inputs(inputs: Array, weights: Array | None) -> tuple[jax.Array, jax.Array | None]:
+    """Replaces rows of weight 0 by a row that counts, so that nothing they hold can leak."""
+    inputs = as_floating(inputs, "inputs")
+    if weights is None or inputs.ndim == 0 or inputs.shape[0] == 0:
+        return inputs, None
+    weights = as_weights(weights, inputs.shape[0])
+    if not isinstance(weights, jax.core.Tracer) and not bool(jnp.any(weights > 0)):
+        raise ValueError("all weights are 0, so no example counts; give one a weight above 0")
+    counts = (weights > 0).reshape(-1, *[1] * (inputs.ndim - 1))
+    stand_in = inputs[jnp.argmax(weights)][None]
+    return jnp.where(counts, inputs, stand_in), weights
+
+
+def weighted_mean(values: Array, weights: Array | None) -> tuple[jax.Array, jax.Array]:
+    """The mean and its standard error; for equal weights std(ddof=1) / sqrt(B)."""
+    if weights is None:
+        weights = jnp.ones_like(values)
+    total = jnp.sum(weights)
+    shares = weights / total
+    # Divided last: equal values have just that mean.
+    mean = jnp.sum(weights * values) / total
+    inverse_count = jnp.sum(shares**2)
+    variance = jnp.sum(shares * (values - mean) ** 2) * inverse_count
+    # The spread of one example is unknown, not 0.
+    known = jnp.sum(weights > 0) > 1
+    return mean, jnp.where(known, jnp.sqrt(variance / (1 - inverse_count)), jnp.nan)

@@ -1,0 +1,115 @@
+"""NC4 of Papyan, Han, Donoho (arXiv 2008.08186): the decisions of the nearest class mean."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from gc_nc.array_types import Array, as_floating, as_weights
+from gc_nc.metrics.class_statistics import ClassStatistics
+from gc_nc.metrics.collapse_geometry import check_enough_classes
+
+
+def nearest_class_mean(embeddings: Shaped[Array, "B K"], stats: ClassStatistics) -> Int[Array, "B"]:
+    """argmin over classes i present of |z - mu_i|; the lowest label at ties.
+
+    From differences relative to the origin of `stats`, so that close means are told apart whatever
+    their norm, one class at a time: memory is O(B K).
+
+    Args:
+      embeddings: (B, K); half precision and integers are cast to float32.
+      stats: the class means.
+
+    Returns:
+      (B,) labels; -1 for an embedding that is not finite, and everywhere if a mean is not.
+
+    Raises:
+      ValueError: another shape; fewer than two classes present (outside jit; under jit -1).
+    """
+    check_enough_classes(stats)
+    embeddings = as_floating(embeddings, "embeddings")
+    embedding_dim = stats.origin.shape[0]
+    if embeddings.ndim != 2 or embeddings.shape[1] != embedding_dim:
+        raise ValueError(f"embeddings of shape {embeddings.shape}; (B, {embedding_dim}) is needed")
+    present = stats.present
+    means = jnp.where(present[:, None], stats.mean_offsets, 0)
+    residuals = jnp.where(present[:, None], stats.mean_offset_residuals, 0)
+    offsets = embeddings - stats.origin[None]
+    # A scale for each row keeps the squares in range.
+    scale = jnp.maximum(jnp.max(jnp.abs(offsets), axis=1), jnp.max(jnp.abs(means)))
+    scale = jnp.where(scale > 0, scale, 1)[:, None]
+
+    def closer(nearest, candidate):
+        label, distance = nearest
+        candidate_label, mean, residual, is_present = candidate
+        difference = ((offsets - mean[None]) - residual[None]) / scale
+        candidate_distance = jnp.sum(difference**2, axis=1)
+        better = is_present & (candidate_distance < distance)
+        return (
+            jnp.where(better, candidate_label, label),
+            jnp.where(better, candidate_distance, distance),
+        ), None
+
+    start = jnp.full_like(scale[:, 0], -1, jnp.int32), jnp.full_like(scale[:, 0], jnp.inf)
+    (labels, _), _ = jax.lax.scan(
+        closer, start, (jnp.arange(present.size), means, residuals, present)
+    )
+    known = jnp.all(jnp.isfinite(means)) & (stats.num_present >= 2)
+    return jnp.where(known & jnp.isfinite(scale[:, 0]), labels, -1)
+
+
+def nc4(
+    predictions: Shaped[Array, "B ..."],
+    embeddings: Shaped[Array, "B K"],
+    stats: ClassStatistics,
+    *,
+    weights: Shaped[Array, "B"] | None = None,
+) -> Float[Array, ""]:
+    """NC4: weighted share of examples that the network and `nearest_class_mean` label differently.
+
+    Args:
+      predictions: (B,) integer labels, or (B, C) logits whose argmax is taken (the lowest at ties).
+        A label of a class that is absent from `stats`, or that does not exist, always differs.
+      embeddings: (B, K) of the same examples.
+      stats: the class means, as a rule those of the training set.
+      weights: (B,) not negative, 1 each by default. A row of weight 0 may hold anything.
+
+    Returns:
+      Scalar in [0, 1]; NaN where an embedding or a logit that counts is not finite.
+
+    Raises:
+      ValueError: shapes that do not fit, no examples, labels that are not integers, bad or (outside
+        jit) all-zero weights, which give NaN under jit; fewer than two classes present (outside
+        jit; under jit NaN).
+    """
+    num_classes = stats.counts.size
+    nearest = nearest_class_mean(embeddings, stats)
+    batch = nearest.size
+    if batch == 0:
+        raise ValueError("nc4 of no examples; at least 1 is needed")
+    if not isinstance(predictions, jax.Array):
+        predictions = np.asarray(predictions)
+    if predictions.shape not in ((batch,), (batch, num_classes)):
+        raise ValueError(
+            f"predictions of shape {predictions.shape} for {batch} embeddings and {num_classes}"
+            f" classes; ({batch},) labels or ({batch}, {num_classes}) logits are needed"
+        )
+    known = nearest >= 0
+    if predictions.ndim == 2:
+        logits = as_floating(predictions, "predictions")
+        # -inf masks a class; only NaN and +inf leave the decision open.
+        known = known & (jnp.max(logits, axis=1) < jnp.inf)
+        labels = jnp.argmax(logits, axis=1)
+    elif jnp.issubdtype(predictions.dtype, jnp.integer):
+        # Compared before the cast: a 64-bit label must not wrap around, nor C in an 8-bit one.
+        if isinstance(predictions, jax.Array):
+            predictions = predictions.astype(jnp.promote_types(predictions.dtype, jnp.int32))
+        labels = jnp.where((predictions >= 0) & (predictions < num_classes), predictions, -1)
+    else:
+        raise ValueError(f"predictions are {predictions.dtype}; integers or logits are needed")
+    weights = jnp.ones(batch) if weights is None else as_weights(weights, batch)
+    if not isinstance(weights, jax.core.Tracer) and not bool(jnp.any(weights > 0)):
+        raise ValueError("all weights are 0, so no example counts; give one a weight above 0")
+    shares = weights / jnp.max(weights)
+    value = jnp.sum(jnp.where(labels != nearest, shares, 0)) / jnp.sum(shares)
+    return jnp.where(jnp.all(known | (weights == 0)), value, jnp.nan)

@@ -1,0 +1,522 @@
+"""NC1 to NC4: closed forms, oracle, invariances, degenerate and extreme inputs."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gc_nc.metrics import (
+    init_class_statistics,
+    merge_class_statistics,
+    nc1,
+    nc2,
+    nc3,
+    nc4,
+    nearest_class_mean,
+    update_class_statistics,
+)
+
+# One program instead of the many small ones of eager execution. A traced call cannot warn.
+update_jitted = jax.jit(update_class_statistics)
+nc1_jitted, nc2_jitted, nc3_jitted, nc4_jitted = map(jax.jit, (nc1, nc2, nc3, nc4))
+
+
+def statistics(z, labels, num_classes):
+    """Padded to 100 rows and 5 classes where there are fewer, so that few programs are compiled."""
+    z, labels = np.asarray(z, np.float32), np.asarray(labels)
+    padding = max(0, 100 - len(z))
+    stats = init_class_statistics(max(num_classes, 5), z.shape[1], scatter=True)
+    return update_jitted(
+        stats,
+        np.pad(z, ((0, padding), (0, 0)), constant_values=np.nan),
+        np.pad(labels, (0, padding), constant_values=99),
+        weights=np.pad(np.ones(len(z)), (0, padding)),
+    )
+
+
+def simplex(k):
+    return np.sqrt(k / (k - 1)) * (np.eye(k) - 1 / k)
+
+
+def rotation(dim, seed=1):
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(dim, dim)))[0]
+
+
+def example(seed=0, num_present=4, dim=6, shift=0.0):
+    """Unbalanced classes; class 2 of num_present + 1 is absent."""
+    rng = np.random.default_rng(seed)
+    present = np.delete(np.arange(num_present + 1), 2)
+    labels = np.concatenate([present, rng.choice(present, 15 * num_present)])
+    z = rng.normal(size=(labels.size, dim)) * rng.uniform(0.5, 2, dim)
+    z = z + 3 * rng.normal(size=(num_present + 1, dim))[labels] + shift
+    head = rng.normal(size=(dim, num_present + 1))
+    return z.astype(np.float32), labels, head.astype(np.float32)
+
+
+def oracle(z, labels, head, rcond=1e-9):
+    """NC1, the four fields of NC2, NC3, in float64 and by the explicit pseudo-inverse."""
+    z, classes = z.astype(np.float64), np.unique(labels)
+    k = classes.size
+    means = np.stack([z[labels == c].mean(0) for c in classes])
+    within = sum(
+        (z[labels == c] - m).T @ (z[labels == c] - m) for c, m in zip(classes, means, strict=True)
+    ) / len(z)
+    m = means - means.mean(0)
+    nc1_value = np.trace(within @ np.linalg.pinv(m.T @ m / k, rcond=rcond)) / k
+    norms = np.linalg.norm(m, axis=1)
+    cosines = (m / norms[:, None]) @ (m / norms[:, None]).T
+    cosines = cosines[~np.eye(k, dtype=bool)]
+    gram = m @ m.T
+    ideal = (np.eye(k) - 1 / k) / np.sqrt(k - 1)
+    nc2_value = (
+        norms.std() / norms.mean(),
+        cosines.std(),
+        np.abs(cosines + 1 / (k - 1)).mean(),
+        np.linalg.norm(gram / np.linalg.norm(gram) - ideal),
+    )
+    w = head[:, classes].astype(np.float64)
+    difference = m.T / np.linalg.norm(m) - w / np.linalg.norm(w)
+    return nc1_value, nc2_value, (difference**2).sum()
+
+
+@pytest.mark.parametrize(
+    ("num_present", "dim", "shift"), [(4, 6, 0.0), (4, 6, 1000.0), (7, 3, 0.0)]
+)
+def test_equals_a_float64_oracle(num_present, dim, shift):
+    z, labels, head = example(num_present=num_present, dim=dim, shift=shift)
+    expected = oracle(z, labels, head)
+    stats = statistics(z, labels, num_present + 1)
+    # rtol 2e-5: NC1 takes inverse squares of singular values that span a factor of ten.
+    np.testing.assert_allclose(nc1_jitted(stats), expected[0], rtol=2e-5)
+    np.testing.assert_allclose(nc2_jitted(stats), expected[1], rtol=1e-5)
+    np.testing.assert_allclose(nc3_jitted(stats, head), expected[2], rtol=1e-5)
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_simplex_etf_is_complete_collapse(k, scale):
+    etf = scale * np.pad(simplex(k), ((0, 0), (0, 6 - k))) @ rotation(6) + scale
+    z, labels = np.repeat(etf, 3, axis=0).astype(np.float32), np.repeat(np.arange(k), 3)
+    stats = statistics(z, labels, k)
+    # Squares of float32's rounding of the points themselves.
+    np.testing.assert_allclose(nc1_jitted(stats), 0, atol=1e-12)
+    np.testing.assert_allclose(nc2_jitted(stats), 0, atol=2e-6)
+    head = np.pad(1e4 * (etf - etf.mean(0)).T, ((0, 0), (0, 5 - k)))
+    np.testing.assert_allclose(nc3_jitted(stats, head), 0, atol=1e-12)
+    np.testing.assert_allclose(nc3_jitted(stats, -head), 4, rtol=1e-5)
+    assert nc4_jitted(labels, z, stats) == 0
+
+
+def test_hand_values():
+    # Variance 1 in x, the only direction in which the means (0, 0), (4, 0) differ; that in y does
+    # not count. S_W = diag(1, 9), S_B = diag(4, 0): NC1 = 1/4 / 2.
+    z = np.array([[-1, 3], [1, -3], [3, 3], [5, -3]])
+    stats = statistics(z, [0, 0, 1, 1], 2)
+    np.testing.assert_allclose(nc1_jitted(stats), 1 / 8, rtol=1e-6)
+    np.testing.assert_allclose(nc2_jitted(stats), 0, atol=1e-6)
+    # M = [(-2, 0), (2, 0)], W = [(0, 1), (0, 0)]: orthogonal.
+    np.testing.assert_allclose(nc3_jitted(stats, np.eye(2, 5, -1)), 2, rtol=1e-6)
+    # Three means on a right angle, centred: (-1, -1), (2, -1), (-1, 2).
+    stats = statistics([[0, 0], [3, 0], [0, 3]], [0, 1, 2], 3)
+    norms = np.sqrt([2, 5, 5])
+    cosines = np.array([-1 / np.sqrt(10), -1 / np.sqrt(10), -4 / 5])
+    result = nc2_jitted(stats)
+    np.testing.assert_allclose(result.equinorm, norms.std() / norms.mean(), rtol=1e-5)
+    np.testing.assert_allclose(result.equiangle, cosines.std(), rtol=1e-5)
+    np.testing.assert_allclose(result.maximal_angle, np.abs(cosines + 0.5).mean(), rtol=1e-5)
+    # G = [[2, -1, -1], [-1, 5, -4], [-1, -4, 5]], |G| = sqrt(90); <G, I - 11^T/3> = 12.
+    expected = np.sqrt(2 - 2 * 12 / np.sqrt(90) / np.sqrt(2))
+    np.testing.assert_allclose(result.etf_error, expected, rtol=1e-5)
+
+
+def test_s4_equal_means_are_not_collapse():
+    stats = statistics([[-1.0], [1.0], [-1.0], [1.0]], [0, 0, 1, 1], 2)
+    with pytest.warns(RuntimeWarning, match="two class means coincide: nc1"):
+        assert np.isposinf(nc1(stats))
+    with pytest.warns(RuntimeWarning, match="all class means coincide: nc2"):
+        assert np.isposinf(nc2(stats)).all()
+    with pytest.warns(RuntimeWarning, match="all class means coincide: nc3"):
+        assert np.isposinf(nc3(stats, np.ones((1, 5))))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert np.isposinf(nc1_jitted(stats))
+    assert not caught
+
+
+def test_s8_means_are_centred_around_their_unweighted_mean():
+    # S_B = 4: with S_W from a spread of 1 in class 0, NC1 = (2/4) / 4 / 2.
+    stats = statistics([[-1.0], [0.0], [1.0], [4.0]], [0, 0, 0, 1], 2)
+    np.testing.assert_allclose(nc1_jitted(stats), 0.5 / 4 / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dim", [3, 6])
+@pytest.mark.parametrize("gap", [0.0, 1e-7])
+def test_two_of_many_means_that_coincide_give_infinity(dim, gap):
+    rng = np.random.default_rng(0)
+    k = 5
+    means = 5 * rng.normal(size=(k, dim))
+    means[4] = means[1] * (1 + gap)
+    noise = rng.normal(size=(4, dim))
+    labels = np.repeat(np.arange(k), 8)
+    z = np.repeat(means, 8, axis=0) + np.tile(np.concatenate([noise, -noise]), (k, 1))
+    assert np.isposinf(nc1_jitted(statistics(z, labels, k)))
+    # The rest of the geometry is fine.
+    assert np.isfinite(nc2_jitted(statistics(z, labels, k))).all()
+
+
+def test_two_classes_of_the_same_points_in_another_order_coincide():
+    points = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+    z = np.concatenate([points, points[::-1]])
+    stats = statistics(z, np.repeat([0, 1], 50), 2)
+    assert np.isposinf(nc1_jitted(stats))
+    assert np.isposinf(nc2_jitted(stats)).all()
+    assert np.isposinf(nc3_jitted(stats, np.ones((6, 5))))
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, 1000.3])
+def test_constant_embedding_is_undefined(value):
+    z = np.full((6, 3), value)
+    for labels in ([0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 1, 1]):
+        stats = statistics(z, labels, 2)
+        assert np.isnan(nc1_jitted(stats))
+        assert np.isposinf(nc2_jitted(stats)).all()
+
+
+@pytest.mark.parametrize("dim", [1, 6])
+def test_means_on_a_line_are_legitimate(dim):
+    # -1 and 1 around the means 0, 2, 9.5 along one direction: S_W = 1, S_B = 16.7222.
+    direction = rotation(dim)[0]
+    z = np.array([-1, 1, 1, 3, 8.5, 10.5])[:, None] * direction + 3
+    stats = statistics(z, [0, 0, 1, 1, 2, 2], 3)
+    # rtol: positions near 10 with a spread of 1.
+    np.testing.assert_allclose(nc1_jitted(stats), 1 / np.var([0, 2, 9.5]) / 3, rtol=1e-5)
+
+
+def test_many_means_on_a_line_do_not_coincide():
+    means = np.arange(300) / 300
+    z = np.concatenate([means - 0.01, means + 0.01])[:, None]
+    stats = statistics(z, np.tile(np.arange(300), 2), 300)
+    np.testing.assert_allclose(nc1_jitted(stats), 1e-4 / means.var() / 300, rtol=1e-4)
+
+
+def test_a_mean_at_the_centre_has_no_direction():
+    stats = statistics([[-1.0], [0.0], [1.0]], [0, 1, 2], 3)
+    with pytest.warns(RuntimeWarning, match="no direction"):
+        result = nc2(stats)
+    np.testing.assert_allclose(result.equinorm, np.sqrt(2 / 9) / (2 / 3), rtol=1e-6)
+    assert np.isposinf(result.equiangle)
+    assert np.isposinf(result.maximal_angle)
+    # G = diag-like [[1, 0, -1], [0, 0, 0], [-1, 0, 1]] of norm 2; <G, I - 11^T/3> = 2.
+    np.testing.assert_allclose(result.etf_error, np.sqrt(2 - 2 / np.sqrt(2)), rtol=1e-5)
+
+
+def test_dead_units_count_nowhere():
+    z, labels, head = example()
+    wide = np.pad(z, ((0, 0), (0, 200)))
+    stats, wider = statistics(z, labels, 5), statistics(wide, labels, 5)
+    np.testing.assert_allclose(nc1_jitted(wider), nc1_jitted(stats), rtol=1e-5)
+    np.testing.assert_allclose(nc2_jitted(wider), nc2_jitted(stats), rtol=1e-5)
+    wide_head = np.pad(head, ((0, 200), (0, 0)))
+    np.testing.assert_allclose(nc3_jitted(wider, wide_head), nc3_jitted(stats, head), rtol=1e-5)
+
+
+def test_one_example_a_class_does_not_vary():
+    z = np.random.default_rng(0).normal(size=(5, 9))
+    assert nc1_jitted(statistics(z, np.arange(5), 5)) == 0
+
+
+def test_invariances():
+    z, labels, head = example()
+    stats = statistics(z, labels, 5)
+    turn = rotation(6).astype(np.float32)
+    order = np.array([3, 0, 4, 1, 2])
+    new_labels = np.argsort(order)[labels]
+    for moved, moved_labels, moved_head in (
+        (z @ turn, labels, turn.T @ head),
+        (z + 5, labels, head),
+        (3 * z, labels, 7 * head),
+        (z, new_labels, head[:, order]),
+    ):
+        other = statistics(moved, moved_labels, 5)
+        # rtol 2e-5: as in the oracle test.
+        np.testing.assert_allclose(nc1_jitted(other), nc1_jitted(stats), rtol=2e-5)
+        np.testing.assert_allclose(nc2_jitted(other), nc2_jitted(stats), rtol=1e-5)
+        np.testing.assert_allclose(
+            nc3_jitted(other, moved_head), nc3_jitted(stats, head), rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-15, 1e-8, 1e15, 1e18, 1e25, 1e36])
+def test_extreme_scales_are_right_or_nan(scale):
+    z, labels, head = example()
+    expected = oracle(z, labels, head)
+    stats = statistics(z * np.float32(scale), labels, 5)
+    value = nc1_jitted(stats)
+    if 1e-15 <= scale <= 1e15:
+        assert np.isfinite(value)
+    if not np.isnan(value):
+        np.testing.assert_allclose(value, expected[0], rtol=2e-5)
+    for value, wanted in (
+        (np.array(nc2_jitted(stats)), np.array(expected[1])),
+        (np.array(nc3_jitted(stats, head)), np.array(expected[2])),
+    ):
+        assert np.isfinite(value).all() or not 1e-15 <= scale <= 1e15
+        if not np.isnan(value).any():
+            np.testing.assert_allclose(value, wanted, rtol=1e-5)
+    for head_scale in (1e-30, 1e30):
+        value = nc3_jitted(statistics(z, labels, 5), head * np.float32(head_scale))
+        np.testing.assert_allclose(value, expected[2], rtol=1e-5)
+
+
+def test_scatter_too_small_for_float32_is_unknown_not_collapse():
+    # Deviations of 1e-21 square to 0; the means are 1e-20 apart.
+    z = np.array([[0.0], [2], [10], [12]]) * 1e-21
+    assert np.isnan(nc1_jitted(statistics(z, [0, 0, 1, 1], 2)))
+
+
+def test_batched_equals_merged_equals_padded():
+    z, labels, head = example()
+    whole = statistics(z, labels, 5)
+    batched = init_class_statistics(5, 6, scatter=True)
+    for part in np.array_split(np.arange(len(z)), 4):
+        batched = update_jitted(batched, z[part], labels[part])
+    merged = jax.jit(merge_class_statistics)(
+        statistics(z[:31], labels[:31], 5), statistics(z[31:], labels[31:], 5)
+    )
+    # `statistics` pads.
+    plain = update_jitted(init_class_statistics(5, 6, scatter=True), z, labels)
+    for stats in (batched, merged, plain):
+        # rtol 2e-5: as in the oracle test.
+        np.testing.assert_allclose(nc1_jitted(stats), nc1_jitted(whole), rtol=2e-5)
+        np.testing.assert_allclose(nc2_jitted(stats), nc2_jitted(whole), rtol=1e-5)
+        np.testing.assert_allclose(nc3_jitted(stats, head), nc3_jitted(whole, head), rtol=1e-5)
+        assert nc4_jitted(labels, z, stats) == nc4_jitted(labels, z, whole)
+
+
+def test_an_origin_far_from_all_means_costs_no_accuracy():
+    z, labels, head = example()
+    expected = oracle(z, labels, head)
+    near = statistics(z, labels, 5)
+    # The same means as two floats each, held against a point 10^5 away.
+    far = np.asarray(near.mean_offsets, np.float64) + np.asarray(near.origin, np.float64) + 123456.7
+    high = far.astype(np.float32)
+    far_stats = near._replace(
+        origin=np.full(6, -123456.7, np.float32),
+        mean_offsets=jnp.asarray(high),
+        mean_offset_residuals=jnp.asarray((far - high).astype(np.float32)),
+    )
+    # rtol 2e-5: as in the oracle test.
+    np.testing.assert_allclose(nc1_jitted(far_stats), expected[0], rtol=2e-5)
+    np.testing.assert_allclose(nc2_jitted(far_stats), expected[1], rtol=1e-5)
+    np.testing.assert_allclose(nc3_jitted(far_stats, head), expected[2], rtol=1e-5)
+
+
+def test_the_head_of_an_absent_class_counts_nowhere():
+    z, labels, head = example()
+    stats = statistics(z, labels, 5)
+    other = head.copy()
+    other[:, 2] = np.nan
+    np.testing.assert_array_equal(nc3_jitted(stats, other), nc3_jitted(stats, head))
+    assert np.isnan(nc3_jitted(stats, np.zeros_like(head)))
+    other[0, 0] = np.inf
+    assert np.isnan(nc3_jitted(stats, other))
+
+
+def test_jit_equals_eager_and_vmap_equals_a_loop():
+    z, labels, head = example()
+    stats = statistics(z, labels, 5)
+    more = [statistics(z + i * head.T[labels], labels, 5) for i in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *more)
+    for measure in (
+        nc1,
+        nc2,
+        lambda s: nc3(s, head),
+        lambda s: nc4(labels, z, s),
+        lambda s: nearest_class_mean(z, s),
+    ):
+        np.testing.assert_allclose(measure(stats), jax.jit(measure)(stats), rtol=1e-5)
+        mapped = jax.jit(jax.vmap(measure))(stacked)
+        expected = jax.tree.map(lambda *x: np.stack(x), *map(jax.jit(measure), more))
+        for one, other in zip(jax.tree.leaves(mapped), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dim", [6, 2])
+def test_gradients_against_central_differences(dim):
+    z, labels, head = example(dim=dim)
+
+    def total(z):
+        stats = update_class_statistics(
+            init_class_statistics(5, dim, scatter=True), z, jnp.asarray(labels)
+        )
+        return nc1(stats) + sum(nc2(stats)) + nc3(stats, head)
+
+    gradient = jax.jit(jax.grad(total))(z)
+    direction = np.random.default_rng(2).normal(size=z.shape)
+
+    def oracle_value(t):
+        one, two, three = oracle(z + t * direction, labels, head)
+        return one + sum(two) + three
+
+    slope = (oracle_value(1e-5) - oracle_value(-1e-5)) / 2e-5
+    # rtol: second order in the step, and float32 sums of terms of both signs.
+    np.testing.assert_allclose(np.sum(gradient * direction), slope, rtol=1e-3)
+
+
+def test_gradients_at_a_simplex_etf_are_finite():
+    # All singular values are equal there, where a differentiated SVD divides by 0.
+    labels = np.repeat(np.arange(4), 2)
+    z = np.repeat(simplex(4), 2, axis=0) + np.tile([[0.1], [-0.1]], (4, 4))
+
+    def total(z):
+        stats = update_class_statistics(
+            init_class_statistics(4, 4, scatter=True), z, jnp.asarray(labels)
+        )
+        return nc1(stats) + sum(nc2(stats)) + nc3(stats, simplex(4))
+
+    assert np.isfinite(jax.jit(jax.grad(total))(z.astype(np.float32))).all()
+
+
+@pytest.mark.parametrize("num_present", [0, 1])
+def test_fewer_than_two_classes(num_present):
+    stats = init_class_statistics(3, 2, scatter=True)
+    if num_present:
+        stats = update_class_statistics(stats, np.ones((2, 2)), np.ones(2, int))
+    for measure in (
+        nc1,
+        nc2,
+        lambda s: nc3(s, np.ones((2, 3))),
+        lambda s: nc4(np.zeros(1, int), np.zeros((1, 2)), s),
+    ):
+        with pytest.raises(ValueError, match=f"{num_present} of 3 classes"):
+            measure(stats)
+        assert np.isnan(jax.jit(measure)(stats)).all()
+    with pytest.raises(ValueError, match=f"{num_present} of 3 classes"):
+        nearest_class_mean(np.zeros((1, 2)), stats)
+    assert jax.jit(nearest_class_mean)(np.zeros((1, 2)), stats) == -1
+
+
+def test_wrong_arguments_are_named():
+    z, labels, head = example()
+    stats = statistics(z, labels, 5)
+    with pytest.raises(ValueError, match="scatter=True"):
+        nc1(stats._replace(scatter=None))
+    with pytest.raises(ValueError, match=r"\(5, 6\); \(K, C\) = \(6, 5\) is needed, so transpose"):
+        nc3(stats, head.T)
+    with pytest.raises(ValueError, match=r"shape \(6, 4\); \(K, C\) = \(6, 5\) is needed$"):
+        nc3(stats, head[:, :4])
+    with pytest.raises(ValueError, match=r"embeddings of shape \(64, 5\)"):
+        nearest_class_mean(z[:, :5], stats)
+    with pytest.raises(ValueError, match=r"predictions of shape \(64, 4\)"):
+        nc4(np.zeros((64, 4)), z, stats)
+    with pytest.raises(ValueError, match="predictions are float32"):
+        nc4(labels.astype(np.float32), z, stats)
+    with pytest.raises(ValueError, match="no examples"):
+        nc4(labels[:0], z[:0], stats)
+    with pytest.raises(ValueError, match="weights must be 0 or more"):
+        nc4(labels, z, stats, weights=-np.ones(64))
+    with pytest.raises(ValueError, match="all weights are 0"):
+        nc4(labels, z, stats, weights=np.zeros(64))
+    assert np.isnan(jax.jit(lambda w: nc4(labels, z, stats, weights=w))(np.zeros(64)))
+
+
+def test_nearest_class_mean_equals_an_oracle_and_leaves_absent_classes_out():
+    z, labels, _ = example(dim=6)
+    stats = statistics(z, labels, 5)
+    means = np.stack([z[labels == c].mean(0) if c != 2 else np.full(6, np.inf) for c in range(5)])
+    queries = np.random.default_rng(3).normal(size=(200, 6)).astype(np.float32) * 4
+    expected = ((queries[:, None] - means[None]) ** 2).sum(2).argmin(1)
+    assert set(expected) == {0, 1, 3, 4}
+    np.testing.assert_array_equal(nearest_class_mean(queries, stats), expected)
+    # The origin, where an absent class would sit, belongs to the classes present.
+    assert nearest_class_mean(np.asarray(stats.origin)[None], stats) != 2
+
+
+def test_nearest_class_mean_takes_the_lowest_label_at_ties():
+    stats = statistics([[1.0], [-1.0], [1.0]], [1, 2, 3], 4)
+    np.testing.assert_array_equal(
+        nearest_class_mean(np.array([[0.0], [2], [-2]]), stats), [1, 1, 2]
+    )
+
+
+def test_nearest_class_mean_tells_close_means_apart_at_a_large_norm():
+    # Squared norms of 1e8 resolve 8; the distances here are of order 1.
+    base = np.full(100, 1000.0)
+    z = base + np.eye(100)[:3]
+    stats = statistics(z, [0, 1, 2], 3)
+    np.testing.assert_array_equal(nearest_class_mean(z.astype(np.float32), stats), [0, 1, 2])
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_nearest_class_mean_is_scale_free(scale):
+    z, labels, _ = example()
+    plain = nearest_class_mean(z, statistics(z, labels, 5))
+    scaled = (z * np.float32(scale)).astype(np.float32)
+    np.testing.assert_array_equal(nearest_class_mean(scaled, statistics(scaled, labels, 5)), plain)
+
+
+def test_nc4_counts_disagreements_by_weight():
+    stats = statistics([[0.0], [1.0], [5.0]], [0, 1, 2], 4)
+    z = np.array([[0.1], [0.9], [4.0], [np.nan]], np.float32)  # Padded to 5 classes.
+    # Nearest: 0, 1, 2. Class 3 is absent: predicting it always differs.
+    weights = np.array([1.0, 2.0, 5.0, 0.0])
+    for labels, share in (([0, 1, 2, 9], 0), ([0, 0, 2, 0], 2 / 8), ([3, 1, 1, 0], 6 / 8)):
+        labels = np.array(labels)
+        np.testing.assert_allclose(nc4(labels, z, stats, weights=weights), share, rtol=1e-6)
+        logits = np.where(np.arange(5)[None] == labels[:, None], 1.0, -np.inf)
+        logits[3] = np.nan
+        np.testing.assert_allclose(nc4(logits, z, stats, weights=weights), share, rtol=1e-6)
+    assert nc4(np.array([0, 0, 2]), z[:3], stats) == np.float32(1 / 3)
+    # What is not known is not agreement.
+    assert np.isnan(nc4(np.array([0, 1, 2, 0]), z, stats))
+    assert np.isnan(nc4(np.full((4, 5), np.nan), z, stats, weights=weights))
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, jnp.uint8, jnp.int32])
+def test_nc4_takes_labels_of_any_width(dtype):
+    z = np.arange(300.0)[:, None]
+    stats = statistics(z, np.arange(300), 300)
+    labels = np.array([0, 1, 255])
+    labels = jnp.asarray(labels, dtype) if dtype is not np.int64 else labels
+    labels = np.asarray(labels) if dtype is np.uint8 else labels
+    assert nc4(labels, z[[0, 1, 255]], stats) == 0
+    # 2^32 + 1 is not 1.
+    assert nc4(np.array([2**32 + 1]), z[[1]], stats) == 1
+
+
+def test_half_precision_embeddings_are_cast_up():
+    z, labels, _ = example()
+    half = jnp.asarray(z, jnp.bfloat16)
+    stats = statistics(np.asarray(half, np.float32), labels, 5)
+    np.testing.assert_array_equal(
+        nearest_class_mean(half, stats), nearest_class_mean(half.astype(jnp.float32), stats)
+    )
+    head = jnp.asarray(np.ones((6, 5)), jnp.bfloat16)
+    assert nc3(stats, head).dtype == jnp.float32
+
+
+def test_a_thousand_classes_need_memory_for_the_means_and_the_scatter_only():
+    num_classes, dim = 1000, 2048
+    shapes = jax.eval_shape(lambda: init_class_statistics(num_classes, dim, scatter=True))
+    budget = 4 * (num_classes * dim + dim**2)
+    for measure, factor in ((nc1, 4), (nc2, 2)):
+        memory = jax.jit(measure).lower(shapes).compile().memory_analysis()
+        assert memory.temp_size_in_bytes < factor * budget
+    queries = jax.ShapeDtypeStruct((64, dim), jnp.float32)
+    memory = jax.jit(nearest_class_mean).lower(queries, shapes).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 3 * 4 * (num_classes * dim + 64 * dim)
+
+
+def test_a_thousand_classes_of_2048_dimensions():
+    num_classes, dim = 1000, 2048
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(num_classes, dim)).astype(np.float32)
+    # Isotropic S_W = I: NC1 = sum over the k - 1 singular values s of 1 / s^2.
+    stats = init_class_statistics(num_classes, dim, scatter=True)._replace(
+        counts=jnp.ones(num_classes), mean_offsets=means, scatter=num_classes * jnp.eye(dim)
+    )
+    gram = (means - means.mean(0)).astype(np.float64)
+    eigenvalues = np.linalg.eigvalsh(gram @ gram.T)[1:]
+    np.testing.assert_allclose(nc1_jitted(stats), np.sum(1 / eigenvalues), rtol=1e-4)

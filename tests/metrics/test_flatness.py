@@ -1,0 +1,264 @@
+"""Flatness: quadratics with a known Hessian, a network against jax.hessian, edge cases."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from gc_nc.metrics import (
+    hessian_top_eigenvalue,
+    hessian_trace,
+    sam_sharpness,
+    squared_gradient_norm,
+)
+
+KEY = jax.random.key(0)
+
+
+def symmetric(eigenvalues, seed=0):
+    n = len(eigenvalues)
+    q = np.linalg.qr(np.random.default_rng(seed).normal(size=(n, n)))[0]
+    return (q * np.asarray(eigenvalues)) @ q.T
+
+
+def quadratic(a, b):
+    """1/2 x^T A x + b.x of x split over a nested dict: gradient A x + b, Hessian A."""
+    a, b = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
+
+    def loss_fn(params):
+        x = jnp.concatenate([params["layer"]["w"].ravel(), params["b"]])
+        return 0.5 * x @ a @ x + b @ x
+
+    return loss_fn
+
+
+def split(x):
+    x = np.asarray(x, np.float32)
+    return {"layer": {"w": x[:6].reshape(2, 3)}, "b": x[6:]}
+
+
+INDEFINITE = symmetric(np.array([-7.0, -3, -1, 0, 0.5, 1, 1, 2, 3, 4]))
+B = np.random.default_rng(1).normal(size=10)
+X = np.random.default_rng(2).normal(size=10)
+
+
+def test_quadratic():
+    loss_fn, params = quadratic(INDEFINITE, B), split(X)
+    g = INDEFINITE @ X + B
+    np.testing.assert_allclose(squared_gradient_norm(loss_fn, params), g @ g, rtol=1e-5)
+    # The largest on the number line, 4, and not -7.
+    np.testing.assert_allclose(hessian_top_eigenvalue(loss_fn, params, KEY), 4, rtol=1e-5)
+    # Squares of 1e-25 and 1e25 are out of range.
+    for scale in (1e-25, 1e25):
+        scaled = quadratic(scale * INDEFINITE, scale * B)
+        top = hessian_top_eigenvalue(scaled, params, KEY)
+        np.testing.assert_allclose(top, 4 * scale, rtol=1e-5)
+    rho = 0.1
+    # rtol: a difference of two losses of order 10.
+    expected = rho * np.linalg.norm(g) + rho**2 / 2 * g @ INDEFINITE @ g / (g @ g)
+    np.testing.assert_allclose(sam_sharpness(loss_fn, params, rho=rho), expected, rtol=1e-4)
+    assert sam_sharpness(loss_fn, params, rho=0.0) == 0
+
+
+def test_top_eigenvalue_of_a_negative_definite_hessian_is_negative():
+    loss_fn = quadratic(symmetric(-np.arange(1.0, 11)), B)
+    np.testing.assert_allclose(hessian_top_eigenvalue(loss_fn, split(X), KEY), -1, rtol=1e-5)
+
+
+def test_hessian_trace_has_hutchinsons_mean_and_variance():
+    num_probes = 4000
+    estimate = hessian_trace(quadratic(INDEFINITE, B), split(X), KEY, num_probes=num_probes)
+    off_diagonal = (INDEFINITE**2).sum() - (np.diag(INDEFINITE) ** 2).sum()
+    # rtol: the standard deviation of 4000 draws is known to about 1 in 90.
+    np.testing.assert_allclose(estimate.sem, np.sqrt(2 * off_diagonal / num_probes), rtol=0.05)
+    assert abs(estimate.mean - np.trace(INDEFINITE)) < 4 * estimate.sem
+    # Exact for a diagonal Hessian, and the uncertainty of one probe is unknown.
+    diagonal = np.diag(np.arange(10.0))
+    exact = hessian_trace(quadratic(diagonal, B), split(X), KEY, num_probes=3)
+    np.testing.assert_allclose(exact.mean, 45, rtol=1e-5)
+    np.testing.assert_allclose(exact.sem, 0, atol=1e-5)
+    assert np.isnan(hessian_trace(quadratic(diagonal, B), split(X), KEY, num_probes=1).sem)
+
+
+def test_sem_of_two_probes_is_half_their_distance():
+    # v^T H v is 2 or -2 for H = [[0, 1], [1, 0]]. std(ddof=1) / sqrt(2) of a, b is |a - b| / 2, so
+    # mean and sem are 2, 0 for equal probes and 0, 2 for unequal ones.
+    def loss_fn(p):
+        return p[0] * p[1]
+
+    measure = jax.jit(lambda key: hessian_trace(loss_fn, jnp.ones(2), key, num_probes=2))
+    found = {tuple(np.round(measure(key), 5)) for key in jax.random.split(KEY, 20)}
+    assert found == {(2.0, 0.0), (-2.0, 0.0), (0.0, 2.0)}
+
+
+def network_loss(params):
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(16, 4)), jnp.float32)
+    hidden = jnp.tanh(x @ params["w1"] + params["b1"][None])
+    logits = hidden @ params["w2"]
+    labels = jnp.arange(16) % 3
+    return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(16), labels])
+
+
+def network_params():
+    rng = np.random.default_rng(4)
+    return {
+        "b1": rng.normal(size=5).astype(np.float32),
+        "w1": rng.normal(size=(4, 5)).astype(np.float32),
+        "w2": rng.normal(size=(5, 3)).astype(np.float32),
+    }
+
+
+def test_small_network_against_the_whole_hessian():
+    params = network_params()
+    theta, unravel = ravel_pytree(params)
+
+    def flat_loss(t):
+        return network_loss(unravel(t))
+
+    hessian = np.asarray(jax.jit(jax.hessian(flat_loss))(theta), np.float64)
+    gradient = np.asarray(jax.grad(flat_loss)(theta), np.float64)
+    norm = squared_gradient_norm(network_loss, params)
+    np.testing.assert_allclose(norm, gradient @ gradient, rtol=1e-5)
+    # More iterations than parameters: all of them are used.
+    top = hessian_top_eigenvalue(network_loss, params, KEY, num_iterations=100)
+    np.testing.assert_allclose(top, np.linalg.eigvalsh(hessian)[-1], rtol=1e-5)
+    # Few iterations come close from below.
+    few = hessian_top_eigenvalue(network_loss, params, KEY, num_iterations=8)
+    assert 0.9 * top < few <= top * (1 + 1e-5)
+    trace = hessian_trace(network_loss, params, KEY, num_probes=500)
+    assert abs(trace.mean - np.trace(hessian)) < 4 * trace.sem
+    step = 0.05 * gradient / np.linalg.norm(gradient)
+    expected = flat_loss(theta + step.astype(np.float32)) - flat_loss(theta)
+    # atol: the rounding of a difference of two losses near 1.
+    np.testing.assert_allclose(sam_sharpness(network_loss, params), expected, atol=5e-7)
+    assert expected > 1e-3
+
+
+@pytest.mark.parametrize("size", [1, 2, 100])
+@pytest.mark.parametrize("curvature", [1.0, -0.7, 0.3e-25, 3e25])
+def test_lanczos_that_breaks_down_at_once(size, curvature):
+    # Every vector spans an invariant subspace of c I; squares of 1e-25 and 1e25 are out of range.
+    top = hessian_top_eigenvalue(lambda p: 0.5 * curvature * jnp.sum(p**2), jnp.ones(size), KEY)
+    np.testing.assert_allclose(top, curvature, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lanczos_that_breaks_down_after_a_few_steps(seed):
+    a = jnp.asarray(symmetric(np.repeat([-1.0, 0, 2], 20), seed), jnp.float32)
+    top = hessian_top_eigenvalue(
+        lambda p: 0.5 * p @ a @ p, jnp.zeros(60), jax.random.key(seed), num_iterations=50
+    )
+    np.testing.assert_allclose(top, 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss_fn", [lambda p: jnp.float32(3.0), lambda p: jnp.sum(p["a"]) * 0])
+def test_a_constant_loss_is_flat(loss_fn):
+    params = {"a": jnp.ones(4)}
+    assert squared_gradient_norm(loss_fn, params) == 0
+    assert hessian_trace(loss_fn, params, KEY) == (0, 0)
+    assert hessian_top_eigenvalue(loss_fn, params, KEY) == 0
+    assert sam_sharpness(loss_fn, params) == 0
+
+
+def test_a_linear_loss_has_no_curvature_but_is_sharp():
+    def loss_fn(p):
+        return 2 * jnp.sum(p)
+
+    assert hessian_top_eigenvalue(loss_fn, jnp.zeros(4), KEY) == 0
+    np.testing.assert_allclose(sam_sharpness(loss_fn, jnp.zeros(4), rho=0.5), 2, rtol=1e-5)
+    # Squares of the gradient are out of range; the step is not.
+    tiny = sam_sharpness(lambda p: 1e-25 * jnp.sum(p), jnp.zeros(4), rho=0.5)
+    np.testing.assert_allclose(tiny, 1e-25, rtol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_gives_nan():
+    def loss_fn(p):
+        return jnp.sum(jnp.log(p))
+
+    params = -jnp.ones(3)
+    assert np.isnan(hessian_top_eigenvalue(lambda p: jnp.nan * jnp.sum(p**2), params, KEY))
+    assert np.isnan(sam_sharpness(loss_fn, params))
+
+
+def test_mixed_precision_parameters_are_cast_up():
+    params = network_params()
+    mixed = params | {"w2": jnp.asarray(params["w2"], jnp.bfloat16)}
+    wide = params | {"w2": mixed["w2"].astype(jnp.float32)}
+    for measure in (
+        lambda p: squared_gradient_norm(network_loss, p),
+        lambda p: hessian_trace(network_loss, p, KEY, num_probes=2).mean,
+        lambda p: hessian_top_eigenvalue(network_loss, p, KEY, num_iterations=3),
+        lambda p: sam_sharpness(network_loss, p),
+    ):
+        value = measure(mixed)
+        assert value.dtype == jnp.float32
+        np.testing.assert_array_equal(value, measure(wide))
+
+
+def test_jit_equals_eager():
+    params = network_params()
+    for measure in (
+        lambda p: squared_gradient_norm(network_loss, p),
+        lambda p: tuple(hessian_trace(network_loss, p, KEY, num_probes=4)),
+        lambda p: hessian_top_eigenvalue(network_loss, p, KEY, num_iterations=5),
+        # rtol: a difference of two losses.
+        lambda p: 1 + sam_sharpness(network_loss, p),
+    ):
+        np.testing.assert_allclose(jax.jit(measure)(params), measure(params), rtol=1e-5)
+
+
+def test_a_stale_loss_is_not_kept():
+    state = {"scale": 1.0}
+
+    def loss_fn(p):
+        return state["scale"] * jnp.sum(p**2)
+
+    params = jnp.ones(2)
+    assert squared_gradient_norm(loss_fn, params) == 8
+    state["scale"] = 2.0
+    assert squared_gradient_norm(loss_fn, params) == 32
+
+
+def test_gradients_are_finite():
+    params = network_params()
+    for measure in (
+        lambda p: squared_gradient_norm(network_loss, p),
+        lambda p: sam_sharpness(network_loss, p),
+        lambda p: sam_sharpness(lambda q: jnp.sum(q["b1"]) * 0, p),
+    ):
+        gradient = jax.jit(jax.grad(measure))(params)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_wrong_arguments_are_named():
+    params = {"w": jnp.ones(3), "steps": jnp.ones((), jnp.int32)}
+
+    def loss_fn(p):
+        return jnp.sum(p["w"] ** 2)
+
+    with pytest.raises(ValueError, match=r"params\['steps'\] is int32; floating point is needed"):
+        squared_gradient_norm(loss_fn, params)
+    params = {"w": jnp.ones(3)}
+    for wrong, message in (
+        (lambda p: p["w"], r"returns float32\[3\]"),
+        (lambda p: (loss_fn(p), 0), "returns a tuple"),
+        (lambda p: jnp.ones((), jnp.int32), r"returns int32\[\]"),
+    ):
+        for measure in (
+            lambda f: squared_gradient_norm(f, params),
+            lambda f: hessian_trace(f, params, KEY),
+            lambda f: hessian_top_eigenvalue(f, params, KEY),
+            lambda f: sam_sharpness(f, params),
+        ):
+            with pytest.raises(ValueError, match=message):
+                measure(wrong)
+    with pytest.raises(ValueError, match="params hold no number"):
+        squared_gradient_norm(lambda p: jnp.zeros(()), {})
+    with pytest.raises(ValueError, match="num_probes=0 must be at least 1"):
+        hessian_trace(loss_fn, params, KEY, num_probes=0)
+    with pytest.raises(ValueError, match="num_iterations=0 must be at least 1"):
+        hessian_top_eigenvalue(loss_fn, params, KEY, num_iterations=0)
+    for rho in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"rho={rho} must be 0 or more"):
+            sam_sharpness(loss_fn, params, rho=rho)

@@ -24,7 +24,7 @@ _DEFAULT_CHUNK_SIZE = 32
 # slowness of convolutions inside an XLA loop.
 _MAX_UNROLLED_BLOCKS = 64
 
-#: (embed_fn, inputs (n, *input), auxiliary of the examples, first row) -> (n, ...)
+#: (embed_fn, inputs (n, *input), auxiliary of the examples, first row) -> (n, ...), not negative
 Block = Callable[[EmbedFn, jax.Array, jax.Array | None, jax.Array], jax.Array]
 #: (embed_fn, inputs (n, *input), auxiliary of the examples, rows (R,)) -> (R, n)
 SquaresFn = Callable[[EmbedFn, jax.Array, jax.Array | None, jax.Array], jax.Array]
@@ -185,7 +185,7 @@ def _chained_blocks(block, take, padded, first_rows):
 
     Each block's inputs depend on the sum of the block before: free to run at once, XLA's scheduler
     would keep all their activations alive, and it drops optimization barriers on the CPU before it
-    schedules. A square is never negative, which XLA does not know.
+    schedules. Blocks have no negative values, which XLA does not know.
     """
     sums = []
     previous = jnp.zeros(())
@@ -196,7 +196,7 @@ def _chained_blocks(block, take, padded, first_rows):
             x = jnp.where(previous < 0, jnp.nan, x)
             values = block(x, aux, row)
             total = total + values
-            previous = values.ravel()[0] ** 2
+            previous = values.ravel()[0]
         sums.append(total)
     return jnp.stack(sums)
 

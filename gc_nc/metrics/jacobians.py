@@ -130,9 +130,9 @@ def _listed_row_squares(embed_fn, inputs, units, rows):
     return products.pull_back_squares(embed_fn, inputs, unit_cotangents)
 
 
-def _embeddings(embed_fn, inputs, auxiliary, first_row):
+def _active_units(embed_fn, inputs, auxiliary, first_row):
     del auxiliary, first_row
-    return embed_fn(inputs)
+    return (embed_fn(inputs) != 0).astype(jnp.float32)
 
 
 def _inactive_squares(embed_fn, inputs, auxiliary, first_row):
@@ -163,8 +163,7 @@ def _active_norms(embed_fn, inputs, embedding_dim, chunk_size, limit):
     def over_chunks(block):
         return products.sum_over_blocks(embed_fn, inputs, None, block, chunk)
 
-    embeddings = jax.lax.stop_gradient(over_chunks(_embeddings))
-    active = embeddings != 0
+    active = over_chunks(_active_units) > 0
     counts = jnp.sum(active, axis=1)
     concrete = not isinstance(counts, jax.core.Tracer)
     if limit is True:

@@ -150,10 +150,7 @@ def sum_over_blocks(
 
     first_rows = range(0, max(int(np.max(num_rows)), 1), rows_per_block)
     block = partial(_evaluate_block, embed_fn, block=block)
-    if (
-        jax.default_backend() == "cpu"
-        and num_chunks * len(first_rows) <= _MAX_UNROLLED_BLOCKS
-    ):
+    if jax.default_backend() == "cpu" and num_chunks * len(first_rows) <= _MAX_UNROLLED_BLOCKS:
         sums = _chained_blocks(block, take, padded, first_rows)
     else:
         sums = _looped_blocks(block, take, padded, jnp.asarray(first_rows))

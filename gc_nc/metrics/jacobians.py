@@ -96,9 +96,7 @@ def geometric_complexity(
         Under jit all-zero weights give NaN.
     """
     inputs, weights = products.mask_inputs(inputs, weights)
-    norms = jacobian_norms(
-        embed_fn, inputs, chunk_size=chunk_size, skip_inactive=skip_inactive
-    )
+    norms = jacobian_norms(embed_fn, inputs, chunk_size=chunk_size, skip_inactive=skip_inactive)
     return products.weighted_mean(norms, weights)[0]
 
 

@@ -73,7 +73,20 @@ def max_pool(x: Float[Array, "B H W c"]) -> Float[Array, "B h w c"]:
     An odd border is pooled over what there is, so that a 1x1 map stays as it is. Where entries of a
     window tie, one of them gets the whole gradient.
     """
-    return nn.max_pool(x, (2, 2), strides=(2, 2), padding="SAME")
+    batch, height, width, channels = x.shape
+    lowest = jnp.asarray(-jnp.inf, x.dtype)
+    x = jax.lax.pad(x, lowest, ((0, 0, 0), (0, height % 2, 0), (0, width % 2, 0), (0, 0, 0)))
+    # Pair by pair: on the CPU the gradient of nn.max_pool, which scatters, takes a good part of a
+    # whole network's Jacobian product.
+    columns = x.reshape(*x.shape[:2], -1, 2, channels)
+    x = _larger(columns[:, :, :, 0], columns[:, :, :, 1])
+    rows = x.reshape(batch, -1, 2, *x.shape[2:])
+    return _larger(rows[:, :, 0], rows[:, :, 1])
+
+
+def _larger(a, b):
+    """Elementwise maximum of which exactly one, a at ties, gets the gradient; NaN if one is."""
+    return jnp.where((a >= b) | jnp.isnan(a), a, b)
 
 
 def spatial_mean(x: Float[Array, "B H W c"]) -> Float[Array, "B c"]:

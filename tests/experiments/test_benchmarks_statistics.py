@@ -16,8 +16,9 @@ def _parsed_flags():
     flags.FLAGS.mark_as_parsed()
 
 
-def test_json_has_one_object_a_line(capsys):
+def test_json_has_one_object_a_line(capsys, monkeypatch):
     pytest.importorskip("torch")
+    monkeypatch.setattr(statistics, "_REPETITIONS", 1)
     with flagsaver.flagsaver(json=True, num_examples=1000):
         statistics.main([])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

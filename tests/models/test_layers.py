@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from flax import linen as nn
 
 from gc_nc.metrics import geometric_complexity
 from gc_nc.models import layers
@@ -62,6 +64,29 @@ def test_max_pool_halves_rounding_up():
     assert [h for h, _ in shapes] == [28, 14, 7, 4, 2, 1]
     one = jnp.full((1, 1, 1, 1), -3.0)
     np.testing.assert_array_equal(layers.max_pool(one), one)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (7, 5), (1, 1)])
+def test_max_pool_and_its_derivatives_equal_reduce_windows(shape):
+    # Few values, so that windows tie; the first of a tie is the winner in both.
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.integers(-2, 2, (3, *shape, 4)), jnp.float32)
+    tangent = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
+
+    def reference(x):
+        return nn.max_pool(x, (2, 2), strides=(2, 2), padding="SAME")
+
+    for pool in (layers.max_pool, jax.jit(layers.max_pool)):
+        np.testing.assert_array_equal(pool(x), reference(x))
+        cotangent = jnp.asarray(rng.normal(size=pool(x).shape), jnp.float32)
+        ours, theirs = (jax.vjp(f, x)[1](cotangent)[0] for f in (pool, reference))
+        np.testing.assert_array_equal(ours, theirs)
+        product = jax.jvp(pool, (x,), (tangent,))[1]
+        np.testing.assert_allclose(
+            jnp.sum(product * cotangent), jnp.sum(theirs * tangent), rtol=1e-5
+        )
+    assert np.isnan(layers.max_pool(x.at[0, 0, 0, 0].set(jnp.nan))[0, 0, 0, 0])
+    assert np.isnan(layers.max_pool(x.at[0, -1, -1, 1].set(jnp.nan))[0, -1, -1, 1])
 
 
 def test_he_initialisation_has_its_variance():

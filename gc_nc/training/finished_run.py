@@ -1,0 +1,229 @@
+"""A run's directory opened for measuring: its network, data and checkpoints, none of them changed.
+
+"Finished" is any run that left a checkpoint, an interrupted one too.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from gc_nc.data.datasets import ImageDataset
+from gc_nc.data.device_batches import Normalization
+from gc_nc.data.sources import load_dataset
+from gc_nc.errors import InputError
+from gc_nc.models import build_model
+from gc_nc.training.configuration import check_config, default_config, flatten
+from gc_nc.training.run_directory import to_json, write_atomically
+from gc_nc.training.step import init_state, make_optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """What a run left behind.
+
+    Attributes:
+      workdir: its directory.
+      config: as it ran; data.data_dir may be another.
+      model: gives (logits, embedding).
+      dataset: on the host.
+      normalization: of the pixels, as the network was trained with it.
+      steps: that have a checkpoint, ascending.
+    """
+
+    workdir: Path
+    config: ConfigDict
+    model: nn.Module
+    dataset: ImageDataset
+    normalization: Normalization
+    steps: tuple[int, ...]
+
+    def select_steps(self, step: str) -> tuple[int, ...]:
+        """The steps that "latest", "all" or a number mean.
+
+        Raises:
+          InputError: another word, or a step without a checkpoint.
+        """
+        if step == "all":
+            return self.steps
+        if step == "latest":
+            return self.steps[-1:]
+        try:
+            number = int(step)
+        except ValueError:
+            raise InputError(f"step={step!r} must be latest, all or a number") from None
+        self._check_step(number)
+        return (number,)
+
+    def variables(self, step: int) -> dict[str, Any]:
+        """Parameters and running statistics of a checkpoint.
+
+        Raises:
+          InputError: there is none of this step, or it cannot be read.
+        """
+        self._check_step(step)
+        image_shape = self.dataset.train.images.shape[1:]
+        optimizer = make_optimizer(self.config)
+        shapes = jax.eval_shape(lambda: init_state(0, self.model, optimizer, image_shape))
+        placement = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement), shapes
+        )
+        try:
+            with _open_checkpoints(self.workdir) as manager:
+                state = manager.restore(step, args=ocp.args.StandardRestore(like))
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise InputError(
+                f"the checkpoint of step {step} in {self.workdir} cannot be read ({error})"
+            ) from error
+        return state.variables
+
+    def _check_step(self, step: int) -> None:
+        if step not in self.steps:
+            there = ", ".join(map(str, self.steps))
+            raise InputError(f"{self.workdir} has no checkpoint of step {step}; it has {there}")
+
+
+def open_run(workdir: Path, data_dir: str | None = None) -> FinishedRun:
+    """Opens the directory of a run that left a checkpoint; writes nothing.
+
+    Args:
+      workdir: of the run.
+      data_dir: where its data are now; default where they were.
+
+    Raises:
+      InputError: no such folder, no run or no checkpoint in it, files that cannot be read, or data
+        that are not those of the run.
+    """
+    if not workdir.is_dir():
+        raise InputError(f"workdir {workdir} is no folder; name the folder of a trained run")
+    if not (workdir / "config.json").exists():
+        raise InputError(f"workdir {workdir} holds no run (no config.json)")
+    steps = _checkpoint_steps(workdir)
+    if not steps:
+        raise InputError(f"workdir {workdir} has no checkpoint yet; let experiments.train go on")
+    config = _read_config(workdir / "config.json")
+    with config.unlocked():
+        if data_dir is not None:
+            config.data.data_dir = data_dir
+    facts, normalization = _read_data_facts(workdir / "metadata.json")
+    data = config.data
+    dataset = load_dataset(
+        data.source,
+        data.name,
+        data.data_dir,
+        num_classes=data.num_classes,
+        memory_limit_gib=data.memory_limit_gib,
+    )
+    _check_same_data(workdir, facts, dataset)
+    model = build_model(
+        config.model.name,
+        dataset.num_classes,
+        width=config.model.width,
+        batch_norm=config.model.batch_norm,
+    )
+    return FinishedRun(workdir, config, model, dataset, normalization, steps)
+
+
+def read_measurements(workdir: Path) -> dict[str, dict[str, float]]:
+    """measurements.json, {step: {"split/metric": value}}; {} where nothing was measured yet.
+
+    Raises:
+      InputError: it cannot be read, or nothing can be written beside it.
+    """
+    if not os.access(workdir, os.W_OK | os.X_OK):
+        raise InputError(f"workdir {workdir} cannot be written to, and the results go there")
+    path = workdir / "measurements.json"
+    measurements = _read_json_object(path) if path.exists() else {}
+    for step, values in measurements.items():
+        if not step.isdecimal() or not isinstance(values, dict):
+            raise InputError(f"{path} holds {step!r}, which is no step; move the file away")
+    return measurements
+
+
+def add_measurements(workdir: Path, step: int, values: dict[str, float]) -> Path:
+    """Merges values of a step into measurements.json, whose other values stay; returns its path."""
+    measurements = read_measurements(workdir)
+    measurements[str(step)] = dict(sorted((measurements.get(str(step), {}) | values).items()))
+    path = workdir / "measurements.json"
+    ordered = {name: measurements[name] for name in sorted(measurements, key=int)}
+    write_atomically(path, to_json(ordered))
+    return path
+
+
+def _read_json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds no JSON object")
+    return value
+
+
+def _open_checkpoints(workdir: Path) -> ocp.CheckpointManager:
+    # Read-only: it must neither make the folder nor clear away what an interrupted save left.
+    return ocp.CheckpointManager(
+        (workdir / "checkpoints").absolute(),
+        options=ocp.CheckpointManagerOptions(read_only=True, create=False),
+    )
+
+
+def _checkpoint_steps(workdir: Path) -> tuple[int, ...]:
+    if not (workdir / "checkpoints").is_dir():
+        return ()
+    with _open_checkpoints(workdir) as manager:
+        return tuple(sorted(int(step) for step in manager.all_steps()))
+
+
+def _read_config(path: Path) -> ConfigDict:
+    stored, config = _read_json_object(path), default_config()
+    differing = flatten(stored).keys() ^ flatten(config).keys()
+    for key in sorted(differing):
+        state = "has a key unknown here" if key in flatten(stored) else "lacks the key"
+        raise InputError(
+            f"{path} {state}: {key}; measure the run with the version of gc_nc that made it"
+        )
+    try:
+        config.update(stored)
+    except (TypeError, ValueError, KeyError) as error:
+        raise InputError(f"{path} does not fit this version of gc_nc ({error})") from error
+    check_config(config)
+    return config
+
+
+def _read_data_facts(path: Path) -> tuple[dict[str, Any], Normalization]:
+    metadata = _read_json_object(path)
+    try:
+        facts = metadata["data"]
+        fields = facts["normalization"]
+        normalization = Normalization(tuple(fields["mean"]), tuple(fields["std"]))
+        kept = ("num_train", "num_test", "num_classes", "image_shape")
+        return {name: facts[name] for name in kept}, normalization
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} lacks what was noted of the data ({error!r})") from error
+
+
+def _check_same_data(workdir: Path, facts: dict[str, Any], dataset: ImageDataset) -> None:
+    here = {
+        "num_train": len(dataset.train.labels),
+        "num_test": len(dataset.test.labels),
+        "num_classes": dataset.num_classes,
+        "image_shape": list(dataset.train.images.shape[1:]),
+    }
+    differing = [
+        f"{name} is {value} now and was {facts[name]}"
+        for name, value in here.items()
+        if value != facts[name]
+    ]
+    if differing:
+        raise InputError(
+            f"the data are not those that {workdir} was trained on: {'; '.join(differing)};"
+            " name the right ones with --data_dir"
+        )

@@ -1,0 +1,342 @@
+"""Every metric of a trained network over all of a split, beyond what training itself follows."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gc_nc import metrics
+from gc_nc.data.datasets import ImageSplit
+from gc_nc.data.device_batches import Normalization, normalize
+from gc_nc.models import embed_fn
+from gc_nc.training.evaluation import EvaluationSums, gc_subset
+from gc_nc.training.finished_run import FinishedRun
+from gc_nc.training.step import cross_entropy
+
+SPLITS = ("train", "test")
+
+#: Flatness is of the loss on so many examples at most, all at once in memory.
+FLATNESS_EXAMPLES = 512
+
+# Apart from the keys of training.
+_KEY_STREAM = 2
+
+
+class SplitMeasurement(NamedTuple):
+    """What was measured on a split.
+
+    Attributes:
+      values: of every metric, by its name; see `measure_split`.
+      statistics: of the classes, with scatter.
+      class_gc: (C,) geometric complexity of each class; NaN where no example was drawn.
+      note: what a reader must know of the values; "" if nothing.
+    """
+
+    values: dict[str, float]
+    statistics: metrics.ClassStatistics
+    class_gc: jax.Array
+    note: str
+
+
+def measure_run(
+    run: FinishedRun,
+    steps: Sequence[int],
+    splits: Sequence[str],
+    *,
+    gc_examples: int,
+    gc_probes: int,
+    report: Callable[[str], None] = lambda part: None,
+) -> Iterator[tuple[int, dict[str, SplitMeasurement]]]:
+    """Measures checkpoints one after the other; the same numbers every time.
+
+    The Poincare constant of a bound is that of the other split if both are measured: on its own
+    split the bound would hold by construction. `bound_poincare_constant` says which was used.
+
+    Args:
+      run: opened by `open_run`.
+      steps: that have a checkpoint.
+      splits: of SPLITS.
+      gc_examples: as in `measure_split`.
+      gc_probes: as there.
+      report: as there; called `num_reports` times in all.
+
+    Yields:
+      (step, measurements by split), with neural_collapse_bound_per_class,
+      neural_collapse_bound_paper and bound_poincare_constant among their values.
+    """
+    seed = run.config.seed
+    on_device = {name: jax.device_put(getattr(run.dataset, name)) for name in splits}
+    key = jax.random.fold_in(jax.random.key(seed), _KEY_STREAM)
+    for step in steps:
+        variables = run.variables(step)
+        measured = {
+            name: measure_split(
+                run.model,
+                variables,
+                split,
+                run.normalization,
+                num_classes=run.dataset.num_classes,
+                batch_size=run.config.evaluation.batch_size,
+                gc_examples=gc_examples,
+                gc_probes=gc_probes,
+                key=jax.random.fold_in(jax.random.fold_in(key, step), SPLITS.index(name)),
+                class_names=run.dataset.class_names,
+                subset_seed=seed,
+                report=lambda part, where=f"step {step} {name}": report(f"{where}: {part}"),
+            )
+            for name, split in on_device.items()
+        }
+        for name, measurement in measured.items():
+            others = [other for other in measured if other != name] or [name]
+            constant = measured[others[0]].values["poincare_constant"]
+            measurement.values.update(_bounds(measurement, constant))
+        yield step, measured
+
+
+def num_reports(run: FinishedRun, steps: Sequence[int], splits: Sequence[str]) -> int:
+    """How often `measure_run` will call `report`."""
+    batches = 0
+    for name in splits:
+        num_examples = len(getattr(run.dataset, name).labels)
+        batch_size = min(run.config.evaluation.batch_size, num_examples)
+        batches += 2 * -(-num_examples // batch_size) + 1 + len(_FLATNESS)
+    return len(steps) * batches
+
+
+def measure_split(
+    model: nn.Module,
+    variables: dict,
+    split: ImageSplit,
+    normalization: Normalization,
+    *,
+    num_classes: int,
+    batch_size: int,
+    gc_examples: int,
+    gc_probes: int,
+    key: jax.Array,
+    class_names: Sequence[str],
+    subset_seed: int = 0,
+    report: Callable[[str], None] = lambda part: None,
+) -> SplitMeasurement:
+    """Every metric of `gc_nc.metrics` on a split.
+
+    Over all examples: accuracy, loss (mean cross-entropy), neural_collapse, nc1, nc2_equinorm,
+    nc2_equiangle, nc2_maximal_angle, nc2_etf_error, nc3, nc4 (to the class means of this same
+    split), nearest_mean_error_bound (of neural_collapse, exact means) and num_classes_present.
+
+    On a random subset: geometric_complexity and its _sem (output probes), geometric_collapse with
+    that GC, and poincare_constant, a lower estimate that holds the NC bound on this split by
+    construction. Where a class has no example in the subset its GC is unknown and
+    poincare_constant is NaN; `note` names it.
+
+    On the first FLATNESS_EXAMPLES of the subset's order, for the mean cross-entropy without L2
+    term and with running statistics: squared_gradient_norm, sam_sharpness, hessian_trace with
+    _sem (over probes) and hessian_top_eigenvalue.
+
+    Values are inf or NaN where the metrics say so: equal class means, say.
+
+    Args:
+      model: gives (logits, embedding).
+      variables: parameters, with the head's at params/head, and running statistics.
+      split: on the device.
+      normalization: of the pixels.
+      num_classes: C.
+      batch_size: examples at a time; the last batch is padded, and the padding has weight 0.
+      gc_examples: size of the subset, at least 2; all examples if there are fewer.
+      gc_probes: Jacobian products an example of the subset.
+      key: of probes and start vectors.
+      class_names: C names.
+      subset_seed: of the subsets; the same at all checkpoints of a run, to compare them.
+      report: called with what was just done, for a progress bar.
+
+    Raises:
+      ValueError: `gc_examples` below 2, `gc_probes` below 1 or fewer than two classes.
+    """
+    if gc_examples < 2:
+        raise ValueError(f"gc_examples={gc_examples} must be at least 2")
+    num_examples = split.labels.shape[0]
+    batch_size = min(batch_size, num_examples)
+    bound = {"model": model, "normalization": normalization}
+    per_batch = {**bound, "batch_size": batch_size}
+    starts = range(0, num_examples, batch_size)
+    gc_key, *flatness_keys = jax.random.split(key, 1 + len(_FLATNESS))
+
+    head_kernel = variables["params"]["head"]["kernel"]
+    sums = EvaluationSums(
+        metrics.init_class_statistics(num_classes, head_kernel.shape[0], scatter=True),
+        jnp.zeros(()),
+        jnp.zeros((), jnp.int32),
+    )
+    for start in starts:
+        sums = jax.block_until_ready(_add_batch(sums, variables, split, start, **per_batch))
+        report("class statistics")
+    statistics = sums.statistics
+    num_present = int(statistics.num_present)
+    num_differing = 0.0
+    for start in starts:
+        num_differing += float(_nc4_batch(statistics, variables, split, start, **per_batch))
+        report("NC4")
+
+    subset = gc_subset(subset_seed, num_examples, gc_examples)
+    norms = metrics.estimate_jacobian_norms(
+        embed_fn(model, variables),
+        normalize(split.images[subset], normalization),
+        gc_key,
+        num_probes=gc_probes,
+    )
+    gc = jnp.mean(norms)
+    class_gc = metrics.class_geometric_complexity(norms, split.labels[subset], num_classes)
+    report("geometric complexity")
+
+    # A prefix of the same random order, so it lies within the GC subset.
+    flat_subset = gc_subset(subset_seed, num_examples, FLATNESS_EXAMPLES)
+    examples = split.images[flat_subset], split.labels[flat_subset]
+    flatness = {}
+    for name, flatness_key in zip(_FLATNESS, flatness_keys, strict=True):
+        flatness |= jax.device_get(_flatness(name, variables, *examples, flatness_key, **bound))
+        report(name.replace("_", " "))
+
+    collapse = jax.device_get(_collapse(statistics, gc, head_kernel))
+    values = {
+        # In Python, so that accuracy is 1.0 exactly when every example is right.
+        "accuracy": int(sums.num_correct) / num_examples,
+        "loss": sums.loss / num_examples,
+        "geometric_complexity": gc,
+        "geometric_complexity_sem": jnp.std(norms, ddof=1) / np.sqrt(len(subset)),
+        **collapse,
+        "nc4": num_differing / num_examples,
+        "nearest_mean_error_bound": metrics.nearest_mean_error_bound(
+            collapse["neural_collapse"], num_present
+        ),
+        "num_classes_present": num_present,
+        "poincare_constant": metrics.poincare_constant(statistics, class_gc),
+        **flatness,
+        "gc_examples": len(subset),
+        "flatness_examples": len(flat_subset),
+    }
+    return SplitMeasurement(
+        {name: float(value) for name, value in values.items()},
+        statistics,
+        class_gc,
+        _note(statistics, class_gc, class_names),
+    )
+
+
+def measurement_table(step: int, measured: dict[str, SplitMeasurement]) -> str:
+    """A metric a line, a split a column."""
+    lines = [f"{f'step {step}':34}" + "".join(f"{split:>12}" for split in measured)]
+    for name in next(iter(measured.values())).values:
+        cells = (f"{measurement.values[name]:.4g}" for measurement in measured.values())
+        lines.append(f"{name:34}" + "".join(f"{cell:>12}" for cell in cells))
+    notes = [f"{split}: {m.note}" for split, m in measured.items() if m.note]
+    return "\n".join(lines + notes)
+
+
+def _forward(variables, split, start, *, model, normalization, batch_size):
+    num_examples = split.labels.shape[0]
+    rows = start + jnp.arange(batch_size)
+    weights = (rows < num_examples).astype(jnp.float32)
+    rows = jnp.minimum(rows, num_examples - 1)
+    # Metrics never see TF32, whatever the network trains in.
+    with jax.default_matmul_precision("highest"):
+        inputs = normalize(split.images[rows], normalization)
+        logits, embeddings = model.apply(variables, inputs, train=False)
+    return logits, embeddings, split.labels[rows], weights
+
+
+_STATIC = ("model", "normalization", "batch_size")
+
+
+@partial(jax.jit, static_argnames=_STATIC, donate_argnames="sums")
+def _add_batch(sums, variables, split, start, **static):
+    logits, embeddings, labels, weights = _forward(variables, split, start, **static)
+    correct = (jnp.argmax(logits, axis=1) == labels) & (weights > 0)
+    return EvaluationSums(
+        metrics.update_class_statistics(sums.statistics, embeddings, labels, weights=weights),
+        sums.loss + jnp.sum(weights * cross_entropy(logits, labels)),
+        sums.num_correct + jnp.sum(correct, dtype=jnp.int32),
+    )
+
+
+@partial(jax.jit, static_argnames=_STATIC)
+def _nc4_batch(statistics, variables, split, start, **static):
+    """How many examples of the batch differ; NaN if an embedding is not finite."""
+    logits, embeddings, _, weights = _forward(variables, split, start, **static)
+    share = metrics.nc4(logits, embeddings, statistics, weights=weights)
+    return jnp.round(share * jnp.sum(weights))
+
+
+@jax.jit
+def _collapse(statistics, gc, head_kernel):
+    # Compiled: outside jit, degenerate means would raise warnings on top of their inf.
+    nc2 = metrics.nc2(statistics)
+    return {
+        "neural_collapse": metrics.neural_collapse(statistics),
+        "geometric_collapse": metrics.geometric_collapse(gc, statistics),
+        "nc1": metrics.nc1(statistics),
+        **{f"nc2_{name}": value for name, value in nc2._asdict().items()},
+        "nc3": metrics.nc3(statistics, head_kernel),
+    }
+
+
+def _bounds(measurement: SplitMeasurement, constant: float) -> dict[str, float]:
+    bound = metrics.neural_collapse_bound(
+        measurement.class_gc, measurement.statistics, poincare_constant=constant
+    )
+    return {
+        "neural_collapse_bound_per_class": float(bound.per_class),
+        "neural_collapse_bound_paper": float(bound.paper),
+        "bound_poincare_constant": constant,
+    }
+
+
+def _gradient(loss_fn, params, key):
+    del key
+    return {
+        "squared_gradient_norm": metrics.squared_gradient_norm(loss_fn, params),
+        "sam_sharpness": metrics.sam_sharpness(loss_fn, params),
+    }
+
+
+def _trace(loss_fn, params, key):
+    trace = metrics.hessian_trace(loss_fn, params, key)
+    return {"hessian_trace": trace.mean, "hessian_trace_sem": trace.sem}
+
+
+def _top_eigenvalue(loss_fn, params, key):
+    return {"hessian_top_eigenvalue": metrics.hessian_top_eigenvalue(loss_fn, params, key)}
+
+
+_FLATNESS = {
+    "gradient_norm_and_sharpness": _gradient,
+    "hessian_trace": _trace,
+    "hessian_top_eigenvalue": _top_eigenvalue,
+}
+
+
+# Within a jit of its own: outside, each call would compile the loss anew.
+@partial(jax.jit, static_argnames=("name", "model", "normalization"))
+def _flatness(name, variables, images, labels, key, *, model, normalization):
+    inputs = normalize(images, normalization)
+
+    def mean_loss(params):
+        logits, _ = model.apply({**variables, "params": params}, inputs, train=False)
+        return jnp.mean(cross_entropy(logits, labels))
+
+    return _FLATNESS[name](mean_loss, variables["params"], key)
+
+
+def _note(statistics, class_gc, class_names) -> str:
+    missing = np.flatnonzero(np.asarray(statistics.present) & np.isnan(class_gc))
+    if not missing.size:
+        return ""
+    named = ", ".join(class_names[i] for i in missing[:5])
+    more = f" and {missing.size - 5} more" if missing.size > 5 else ""
+    return (
+        f"geometric complexity of class {named}{more} is unknown (no example drawn, or not finite),"
+        " so the Poincare constant and the bounds are NaN; a larger gc_examples may help"
+    )

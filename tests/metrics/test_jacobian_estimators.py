@@ -1,0 +1,187 @@
+"""The six estimators: closed forms, bias and coverage, and their errors."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gc_nc.metrics import estimate_geometric_complexity, estimate_jacobian_norms, jacobian_norms
+from gc_nc.metrics.jacobian_estimators import METHODS
+
+WEIGHT = jnp.array([[1.0, 2.0], [3.0, 4.0]])  # |W|_F^2 = 30
+
+
+def linear(weight, x):
+    return x.reshape(x.shape[0], -1) @ weight.T
+
+
+def collapsed_weights(inputs=6, hidden=16, outputs=12):
+    """A ReLU network whose Jacobian has a few dominant directions."""
+    rng = np.random.default_rng(0)
+    decay = 0.5 ** np.arange(outputs)
+    first = rng.normal(size=(hidden, inputs)).astype(np.float32)
+    rotation, _ = np.linalg.qr(rng.normal(size=(outputs, outputs)))
+    second = rotation @ (decay[:, None] * rng.normal(size=(outputs, hidden)))
+    return jnp.asarray(first), jnp.asarray(second, jnp.float32)
+
+
+def network(weights, x):
+    first, second = weights
+    return jax.nn.relu(x.reshape(x.shape[0], -1) @ first.T) @ second.T
+
+
+def inputs_of(batch, seed=1):
+    return np.random.default_rng(seed).normal(size=(batch, 2, 3)).astype(np.float32)
+
+
+def norms_oracle(weights, x):
+    first, second = (np.asarray(w, np.float64) for w in weights)
+    slopes = x.reshape(len(x), -1).astype(np.float64) @ first.T > 0
+    jacobians = np.einsum("kh,bh,hd->bkd", second, slopes, first)
+    return np.sum(jacobians**2, axis=(1, 2))
+
+
+@pytest.mark.parametrize(("method", "num_probes"), [("output_dims", 12), ("input_dims", 6)])
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+def test_all_dimensions_are_exact(method, num_probes, wrap):
+    # Drawn without replacement: any other draw would miss some and count others twice.
+    weights, x = collapsed_weights(), inputs_of(5)
+    estimates = wrap(
+        lambda x: estimate_jacobian_norms(
+            partial(network, weights), x, jax.random.key(0), method=method, num_probes=num_probes
+        )
+    )(x)
+    np.testing.assert_allclose(estimates, norms_oracle(weights, x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_probes", [6, 9, 40])
+def test_deflation_by_as_many_products_as_the_rank_is_exact(num_probes):
+    rank_two = jnp.asarray(np.random.default_rng(0).normal(size=(9, 2)) @ np.eye(2, 5), jnp.float32)
+    estimates = estimate_jacobian_norms(
+        jax.tree_util.Partial(linear, rank_two),
+        jnp.ones((4, 5)),
+        jax.random.key(0),
+        method="deflated",
+        num_probes=num_probes,
+    )
+    np.testing.assert_allclose(estimates, np.full(4, np.sum(rank_two**2)), rtol=1e-5)
+
+
+def test_deflation_of_a_zero_map_is_zero_with_a_finite_gradient():
+    def estimate(weight):
+        return estimate_geometric_complexity(
+            partial(linear, weight),
+            jnp.ones((3, 4)),
+            jax.random.key(0),
+            method="deflated",
+            num_probes=6,
+        ).mean
+
+    value, gradient = jax.value_and_grad(estimate)(jnp.zeros((3, 4)))
+    assert value == 0
+    np.testing.assert_array_equal(gradient, np.zeros((3, 4)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_unbiased_with_intervals_that_cover(method):
+    weights, x = collapsed_weights(), inputs_of(4000)
+    exact = norms_oracle(weights, x).mean()
+
+    @jax.jit
+    def estimate(subset, key):
+        return estimate_geometric_complexity(
+            partial(network, weights),
+            subset,
+            key,
+            method=method,
+            num_probes=4,
+            chunk_size=400,
+        )
+
+    rng = np.random.default_rng(0)
+    z = []
+    for trial in range(100):
+        subset = x[rng.choice(len(x), 400, replace=False)]
+        mean, sem = estimate(subset, jax.random.key(trial))
+        z.append(float((mean - exact) / sem))
+    assert np.max(np.abs(z[:3])) < 4
+    # A bias of 0.4 standard errors would show.
+    assert abs(np.mean(z)) < 4 / np.sqrt(100)
+    assert 90 <= np.sum(np.abs(z) < 1.96) <= 99
+
+
+@pytest.mark.parametrize(
+    ("method", "variance"),
+    [
+        # Of W above: K/m or D/m times a row's or column's squared norm, K D times an entry's square.
+        ("output_dims", np.var([2 * 5.0, 2 * 25.0])),
+        ("input_dims", np.var([2 * 10.0, 2 * 20.0])),
+        ("jacobian_entries", np.var([4 * 1.0, 4 * 4.0, 4 * 9.0, 4 * 16.0])),
+        ("output_probes", 2 * 2 * 11.0**2),
+        ("input_probes", 2 * 2 * 14.0**2),
+    ],
+)
+def test_variance_is_that_of_the_theory(method, variance):
+    estimates = estimate_jacobian_norms(
+        jax.tree_util.Partial(linear, WEIGHT),
+        jnp.ones((4000, 2)),
+        jax.random.key(0),
+        method=method,
+        chunk_size=4000,
+    )
+    np.testing.assert_allclose(np.mean(estimates), 30, atol=4 * np.sqrt(variance / 4000))
+    np.testing.assert_allclose(np.var(estimates), variance, rtol=0.1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_chunks_jit_and_padding_change_nothing(method):
+    weights, x = collapsed_weights(), inputs_of(7)
+    measure = partial(
+        estimate_jacobian_norms,
+        jax.tree_util.Partial(network, weights),
+        key=jax.random.key(3),
+        method=method,
+        num_probes=5,
+    )
+    whole = measure(inputs=x)
+    np.testing.assert_allclose(measure(inputs=x, chunk_size=3), whole, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(lambda x: measure(inputs=x))(x), whole, rtol=1e-5)
+    assert np.all(np.isfinite(jax.grad(lambda x: jnp.sum(measure(inputs=x)))(x)))
+
+
+def test_examples_draw_independently():
+    for method in METHODS:
+        estimates = estimate_jacobian_norms(
+            jax.tree_util.Partial(linear, WEIGHT),
+            jnp.ones((64, 2)),
+            jax.random.key(0),
+            method=method,
+        )
+        assert len(set(np.asarray(estimates).round(3).tolist())) > 1, method
+
+
+def test_forward_mode_of_a_wide_embedding_equals_reverse_mode():
+    weights, x = collapsed_weights(outputs=40), inputs_of(9)
+    embed = partial(network, weights)
+    text = str(jax.make_jaxpr(lambda x: jacobian_norms(embed, x))(x))
+    assert "transpose" not in text or "9,6,40" in text or "6,9,40" in text
+    np.testing.assert_allclose(jacobian_norms(embed, x), norms_oracle(weights, x), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"method": "magic"}, "method='magic' is not one of: output_probes, input_probes"),
+        ({"num_probes": 0}, "num_probes=0"),
+        ({"method": "output_dims", "num_probes": 3}, "there are only 2 dimensions"),
+        ({"method": "input_dims", "num_probes": 3}, "there are only 2 dimensions"),
+        ({"chunk_size": 0}, "chunk_size=0"),
+    ],
+)
+def test_bad_input_is_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        estimate_geometric_complexity(
+            partial(linear, WEIGHT), jnp.ones((2, 2)), jax.random.key(0), **kwargs
+        )

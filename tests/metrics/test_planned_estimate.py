@@ -1,0 +1,121 @@
+"""The planner: it reaches the error it was asked for, about the set it was given."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gc_nc.metrics import (
+    estimate_jacobian_norms,
+    geometric_complexity_to_error,
+    jacobian_norms,
+)
+
+CLASSES = 4
+
+
+def network(weights, x):
+    first, second = weights
+    return jax.nn.relu(jax.nn.relu(x @ first.T) @ second.T)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """(embed_fn, inputs, labels, exact GC)"""
+    rng = np.random.default_rng(0)
+    weights = (
+        jnp.asarray(rng.normal(size=(32, 10)), jnp.float32),
+        jnp.asarray(rng.normal(size=(24, 32)), jnp.float32),
+    )
+    labels = rng.integers(0, CLASSES, 6000)
+    x = rng.normal(size=(6000, 10)) + 2 * rng.normal(size=(CLASSES, 10))[labels]
+    x = x.astype(np.float32)
+    embed = jax.tree_util.Partial(network, weights)
+    return embed, x, labels, float(np.mean(jacobian_norms(embed, x, chunk_size=6000)))
+
+
+@pytest.mark.parametrize("with_labels", [False, True])
+def test_reaches_the_error_and_its_intervals_cover(problem, with_labels):
+    embed, x, labels, exact = problem
+    covered, errors = 0, []
+    for trial in range(40):
+        found = geometric_complexity_to_error(
+            embed,
+            x,
+            jax.random.key(trial),
+            relative_error=0.02,
+            labels=labels if with_labels else None,
+        )
+        assert 0 < found.sem <= 0.02 * found.mean
+        assert 0 < found.num_examples < 6000
+        covered += bool(abs(found.mean - exact) < 1.96 * found.sem)
+        errors.append((found.mean - exact) / found.sem)
+    # 38 of 40 expected; 34 is three standard deviations below.
+    assert covered >= 34
+    # Unbiased, and not far too wide: 40 z values have a mean within 4 / sqrt(40).
+    assert abs(np.mean(errors)) < 4 / np.sqrt(40)
+    assert np.std(errors) > 0.6
+
+
+def test_covariates_and_classes_save_work(problem):
+    embed, x, labels, _ = problem
+
+    def work():
+        found = [
+            geometric_complexity_to_error(
+                embed, x, jax.random.key(seed), relative_error=0.015, labels=labels
+            )
+            for seed in range(3)
+        ]
+        return sum(f.num_examples * (1 + f.num_probes) for f in found)
+
+    # What a plain sample with its best number of probes would need, from estimates of all.
+    estimates = [
+        np.asarray(estimate_jacobian_norms(embed, x, jax.random.key(seed), chunk_size=6000))
+        for seed in range(2)
+    ]
+    within = np.mean((estimates[0] - estimates[1]) ** 2) / 2
+    between = np.var(estimates[0]) - within
+    target = (0.015 * np.mean(estimates[0])) ** 2 + between / 6000
+    plain = 3 * min((between + within / m) / target * (1 + m) for m in range(1, 6))
+    assert work() < plain
+
+
+def test_a_smaller_error_than_sampling_examples_can_give(problem):
+    embed, x, _, _ = problem
+    x = x[:200]
+    exact = float(np.mean(jacobian_norms(embed, x)))
+    for error in (0.005, 1e-4, 1e-9):
+        found = geometric_complexity_to_error(embed, x, jax.random.key(1), relative_error=error)
+        assert found.sem <= error * found.mean
+        assert abs(float(found.mean) - exact) <= max(4 * float(found.sem), 1e-5 * exact)
+    assert found == (found.mean, 0, 200, 0)
+
+
+def test_small_and_degenerate_sets(problem):
+    embed, x, _, _ = problem
+    found = geometric_complexity_to_error(embed, x[:5], jax.random.key(0))
+    np.testing.assert_allclose(found.mean, np.mean(jacobian_norms(embed, x[:5])), rtol=1e-6)
+    assert found[1:] == (0, 5, 0)
+    constant = geometric_complexity_to_error(lambda x: 0 * x, x[:100], jax.random.key(0))
+    assert constant.mean == 0
+    assert constant.sem == 0
+    broken = geometric_complexity_to_error(lambda x: x * jnp.nan, x[:100], jax.random.key(0))
+    assert np.isnan(broken.mean)
+
+
+def test_bad_input_is_named(problem):
+    embed, x, labels, _ = problem
+    key = jax.random.key(0)
+    for kwargs, message in (
+        ({"relative_error": 0.0}, "relative_error=0.0"),
+        ({"relative_error": float("nan")}, "relative_error=nan"),
+        ({"num_pilot": 3}, "num_pilot=3"),
+        ({"labels": labels[:-1]}, None),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            geometric_complexity_to_error(embed, x, key, **kwargs)
+    with pytest.raises(ValueError, match="no example"):
+        geometric_complexity_to_error(embed, x[:0], key)
+    with pytest.raises(ValueError, match="cannot be traced"):
+        jax.jit(lambda x: geometric_complexity_to_error(embed, x, key).mean)(x)

@@ -1,0 +1,106 @@
+"""Exact norms from active units alone: same value, fewer products, refused where it is wrong."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gc_nc.metrics import geometric_complexity, jacobian_norms
+from gc_nc.metrics import jacobian_products as products
+
+
+def relu_weights(inputs=30, outputs=24):
+    return np.random.default_rng(0).normal(size=(outputs, inputs)).astype(np.float32)
+
+
+def relu_network(weight, x):
+    return jax.nn.relu(x @ jnp.asarray(weight).T)
+
+
+def inputs_of(batch):
+    return np.random.default_rng(1).normal(size=(batch, 30)).astype(np.float32)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_same_value(chunk_size):
+    embed, x = jax.tree_util.Partial(relu_network, relu_weights()), inputs_of(11)
+    expected = jacobian_norms(embed, x)
+    active = int(np.max(np.sum(np.asarray(embed(x)) > 0, axis=1)))
+    assert active < 24
+    measured = jacobian_norms(embed, x, chunk_size=chunk_size, skip_inactive=True)
+    np.testing.assert_allclose(measured, expected, rtol=1e-6)
+    traced = jax.jit(lambda x: jacobian_norms(embed, x, skip_inactive=active))(x)
+    np.testing.assert_allclose(traced, expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        geometric_complexity(embed, x, skip_inactive=True), np.mean(expected), rtol=1e-6
+    )
+
+
+def test_cost_is_the_largest_active_count(monkeypatch):
+    monkeypatch.setattr(products, "PRODUCTS_PER_BLOCK", 11)  # a row a block
+    embed, x = jax.tree_util.Partial(relu_network, relu_weights()), inputs_of(11)
+    rows = []
+
+    def counting(embed_fn):
+        compiled = original(embed_fn)
+
+        def run(inputs, auxiliary, row, *, block):
+            rows.append(type(block).__name__)
+            return compiled(inputs, auxiliary, row, block=block)
+
+        return run
+
+    original = products.compile_block
+    monkeypatch.setattr(products, "compile_block", counting)
+    jacobian_norms(embed, x, skip_inactive=True)
+    active = int(np.max(np.sum(np.asarray(embed(x)) > 0, axis=1)))
+    assert rows.count("RowBlock") == active < 24
+
+
+def test_nothing_active():
+    embed = partial(relu_network, -np.abs(relu_weights()))
+    norms = jacobian_norms(embed, np.abs(inputs_of(3)), skip_inactive=True)
+    np.testing.assert_array_equal(norms, np.zeros(3))
+
+
+def test_an_embedding_without_relu_is_refused():
+    x = inputs_of(4)
+
+    def squared_distance_to_first(x):  # 0 at the first example's own value, but not flat below
+        return x[:, :3] - jnp.asarray(inputs_of(4)[:1, :3])
+
+    with pytest.raises(ValueError, match="example 0 has units at 0 whose Jacobian rows are not 0"):
+        jacobian_norms(squared_distance_to_first, x, skip_inactive=True)
+    traced = jax.jit(lambda x: jacobian_norms(squared_distance_to_first, x, skip_inactive=3))(x)
+    np.testing.assert_array_equal(np.isnan(traced), [True, False, False, False])
+
+
+def test_too_small_a_limit_is_no_answer():
+    embed, x = jax.tree_util.Partial(relu_network, relu_weights()), inputs_of(11)
+    counts = np.sum(np.asarray(embed(x)) > 0, axis=1)
+    limit = int(np.sort(counts)[5])
+    with pytest.raises(ValueError, match=f"an example has {counts.max()} active units"):
+        jacobian_norms(embed, x, skip_inactive=limit)
+    traced = jax.jit(lambda x: jacobian_norms(embed, x, skip_inactive=limit))(x)
+    np.testing.assert_array_equal(np.isnan(traced), counts > limit)
+
+
+@pytest.mark.parametrize("skip_inactive", [True, 24])
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+def test_differentiation_is_refused(skip_inactive, wrap):
+    def gc(weight):
+        embed = partial(relu_network, weight)
+        return geometric_complexity(embed, inputs_of(3), skip_inactive=skip_inactive)
+
+    with pytest.raises(ValueError, match="skip_inactive"):
+        wrap(jax.grad(gc))(relu_weights())
+
+
+def test_bad_input_is_named():
+    embed, x = partial(relu_network, relu_weights()), inputs_of(3)
+    with pytest.raises(ValueError, match="skip_inactive=0"):
+        jacobian_norms(embed, x, skip_inactive=0)
+    with pytest.raises(ValueError, match="needs concrete arrays"):
+        jax.jit(lambda x: jacobian_norms(embed, x, skip_inactive=True))(x)

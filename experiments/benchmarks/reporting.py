@@ -14,14 +14,15 @@ class Row(NamedTuple):
     """One comparison; it is met if the ratio, ours to the reference, is at most the goal."""
 
     name: str
-    ours_seconds: float
-    reference_seconds: float
+    ours: float
+    reference: float
     goal: float
+    unit: str = "s"
 
     @property
     def ratio(self) -> float:
-        """Ours to the reference; below 1 is faster."""
-        return self.ours_seconds / self.reference_seconds
+        """Ours to the reference; below 1 is better."""
+        return self.ours / self.reference
 
     @property
     def met(self) -> bool:
@@ -45,7 +46,7 @@ def _table(rows: Sequence[Row]) -> str:
     lines = [f"{'name':{width}}  {'ours':>9}  {'reference':>9}  {'ratio':>5}  {'goal':>5}  met"]
     for row in rows:
         lines.append(
-            f"{row.name:{width}}  {row.ours_seconds:7.4f} s  {row.reference_seconds:7.4f} s"
+            f"{row.name:{width}}  {row.ours:7.4g} {row.unit}  {row.reference:7.4g} {row.unit}"
             f"  {row.ratio:5.2f}  {row.goal:5.2f}  {'yes' if row.met else 'no'}"
         )
     return "\n".join(lines)

@@ -28,6 +28,7 @@ from gc_nc.metrics.flatness import (
     squared_gradient_norm,
 )
 from gc_nc.metrics.jacobian_estimators import (
+    ESTIMATION_METHODS,
     Estimate,
     estimate_geometric_complexity,
     estimate_jacobian_norms,
@@ -37,6 +38,7 @@ from gc_nc.metrics.nearest_means import nc4, nearest_class_mean
 from gc_nc.metrics.planned_estimate import PlannedEstimate, geometric_complexity_to_error
 
 __all__ = [
+    "ESTIMATION_METHODS",
     "NC2",
     "ClassStatistics",
     "ConfidenceInterval",

@@ -48,8 +48,8 @@ def estimate_jacobian_norms(
     Raises:
       ValueError: as `estimate_geometric_complexity`.
     """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is not one of: {', '.join(METHODS)}")
+    if method not in ESTIMATION_METHODS:
+        raise ValueError(f"method={method!r} is not one of: {', '.join(ESTIMATION_METHODS)}")
     if num_probes < 1:
         raise ValueError(f"num_probes={num_probes} must be at least 1")
     inputs, embedding_dim = products.check_embedding(embed_fn, inputs)
@@ -137,7 +137,7 @@ def estimate_geometric_complexity(
 
 
 #: The values of `method`.
-METHODS = (
+ESTIMATION_METHODS = (
     "output_probes",
     "input_probes",
     "output_dims",

@@ -6,7 +6,7 @@ Memory follows the size of a block, not B x K x D.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import jax

@@ -133,10 +133,7 @@ def geometric_complexity_to_error(
     target = relative_error * abs(fit.mean)
     num_probes = _cheapest_num_probes(between, within, target, num_examples, full_rank)
     needed = _num_examples(between, within, target, num_examples, num_probes)
-    if num_probes <= 2:
-        values = np.mean(pilot[:num_probes], axis=0)
-    else:
-        values = np.zeros((0, 3))
+    values = np.mean(pilot[:num_probes], axis=0) if num_probes <= 2 else np.zeros((0, 3))
     for _ in range(_MAX_ROUNDS):
         if num_probes >= full_rank:
             break

@@ -15,7 +15,7 @@ from gc_nc.models.vgg import VGG, VGG_STAGES
 
 MODEL_NAMES = ("vgg11", "vgg13", "resnet18", "resnet50")
 
-__all__ = ["MODEL_NAMES", "VGG", "Embedder", "ResNet", "build_model", "embed_fn"]
+__all__ = ["MODEL_NAMES", "VGG", "Embedder", "ResNet", "build_model", "embed_fn", "layer_names"]
 
 
 def build_model(
@@ -58,15 +58,36 @@ class Embedder:
     """(variables, images) -> embedding with running statistics; equal for equal models."""
 
     model: nn.Module
+    layer: str = "embedding"
 
     def __call__(self, variables, images):
         """Returns (B, K)."""
-        return self.model.apply(variables, images, train=False)[1]
+        if self.layer == "embedding":
+            return self.model.apply(variables, images, train=False)[1]
+        _, state = self.model.apply(variables, images, train=False, mutable=["intermediates"])
+        return state["intermediates"][f"{self.layer}_output"][0].reshape(images.shape[0], -1)
 
 
-def embed_fn(model: nn.Module, variables) -> jax.tree_util.Partial:
+def layer_names(model: nn.Module) -> tuple[str, ...]:
+    """The layers of `embed_fn`, from the input on: the ends of stages, then the embedding."""
+    stem = ("stem",) if isinstance(model, ResNet) else ()
+    return (*stem, *(f"stage{i + 1}" for i in range(len(model.stages))), "embedding")
+
+
+def embed_fn(model: nn.Module, variables, layer: str = "embedding") -> jax.tree_util.Partial:
     """The embedding of a trained network as the `embed_fn` of `gc_nc.metrics`.
 
     The variables are leaves of the Partial: programs compiled for one set serve every other.
+
+    Args:
+      model: from `build_model`.
+      variables: its parameters and running statistics.
+      layer: one of `layer_names(model)`; the flattened output of that layer.
+
+    Raises:
+      InputError: a layer that the model does not have.
     """
-    return jax.tree_util.Partial(Embedder(model), variables)
+    names = layer_names(model)
+    if layer not in names:
+        raise InputError(f"layer {layer!r} is not one of {', '.join(names)}")
+    return jax.tree_util.Partial(Embedder(model, layer), variables)

@@ -81,6 +81,7 @@ class ResNet(nn.Module):
             images, train=train
         )
         x = layers.relu(x)
+        self.sow("intermediates", "stem_output", x)
         for i, num_blocks in enumerate(self.stages):
             for j in range(num_blocks):
                 x = ResidualBlock(
@@ -91,6 +92,7 @@ class ResNet(nn.Module):
                     dtype=self.dtype,
                     name=f"stage{i + 1}_block{j + 1}",
                 )(x, train=train)
+            self.sow("intermediates", f"stage{i + 1}_output", x)
         embedding = layers.spatial_mean(x)
         logits = layers.head(self.num_classes, dtype=self.dtype)(embedding)
         return logits.astype(jnp.float32), embedding

@@ -45,6 +45,7 @@ class VGG(nn.Module):
                 )(x, train=train)
                 x = layers.relu(x)
             x = layers.max_pool(x)
+            self.sow("intermediates", f"stage{i}_output", x)
         embedding = layers.spatial_mean(x)
         logits = layers.head(self.num_classes, dtype=self.dtype)(embedding)
         return logits.astype(jnp.float32), embedding

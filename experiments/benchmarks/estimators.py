@@ -1,0 +1,131 @@
+"""Estimates of GC against exact GC: error for each product, and the cost of 1% on a large set.
+
+    python -m experiments.benchmarks.estimators [--json] [--benchmark_run=RUN] [--figure=PATH]
+
+On the training images of a finished run, or of a VGG-11 that is first trained on the embedded
+digits. Smaller sets are repeated up to --num_images: the cost of a given error depends on their
+spread, which that leaves as it is. The forward pass over all is timed on 2,048 of them, in the same
+chunks of 32. Runs alternate in one process and seconds are medians.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from experiments import launcher
+from experiments.benchmarks import estimator_figure, reporting
+from experiments.configs import digits
+from gc_nc import metrics
+from gc_nc.data.device_batches import normalize
+from gc_nc.models import embed_fn
+from gc_nc.training import loop
+from gc_nc.training.finished_run import open_run
+
+_WORKDIR = flags.DEFINE_string("benchmark_run", None, "A finished run; none trains one on digits.")
+_NUM_IMAGES = flags.DEFINE_integer("num_images", 50_000, "Size of the large set.", lower_bound=2048)
+_FIGURE = flags.DEFINE_string("figure", None, "Where to draw error against products.")
+
+_REPETITIONS, _ERROR, _COST_GOAL, _PRODUCTS_GOAL = 3, 0.01, 0.1, 0.1
+_PRODUCTS = (1, 2, 3, 6, 12, 24, 48)
+
+
+def main(argv: list[str]) -> None:
+    """Measures, prints the rows and draws the figure if asked."""
+    del argv
+    with tempfile.TemporaryDirectory() as scratch:
+        run = open_run(Path(_WORKDIR.value) if _WORKDIR.value else _train(Path(scratch) / "run"))
+        embed = embed_fn(run.model, run.variables(run.steps[-1]))
+        split = run.dataset.train
+    indices = np.random.default_rng(0).permutation(len(split.labels))
+    sample = normalize(jnp.asarray(split.images[indices[:256]]), run.normalization)
+    errors = _errors(embed, sample)
+    if _FIGURE.value:
+        title = f"{run.config.model.name} (width {run.config.model.width:g}), {run.dataset.name}"
+        embedding_dim = embed(sample).shape[1]
+        products = min(embedding_dim, sample[0].size)
+        estimator_figure.draw_errors(errors, products, Path(_FIGURE.value), title)
+    rows = [_products_row(errors), _cost_row(embed, run, split, indices)]
+    reporting.print_rows(rows)
+
+
+def _train(workdir: Path) -> Path:
+    config = digits.get_config()
+    with config.unlocked():
+        config.num_steps = 500
+    loop.train(config, workdir)
+    return workdir
+
+
+def _errors(embed, sample) -> dict[str, dict[int, float]]:
+    """{method: {products: root mean square error of an example, relative to GC}}."""
+    exact = np.asarray(metrics.jacobian_norms(embed, sample), np.float64)
+    dims = {"output_dims": embed(sample).shape[1], "input_dims": sample[0].size}
+    errors = {}
+    for method in metrics.ESTIMATION_METHODS:
+        errors[method] = {}
+        for m in (m for m in _PRODUCTS if m <= dims.get(method, m)):
+            estimates = metrics.estimate_jacobian_norms(
+                embed, sample, jax.random.key(m), method=method, num_probes=m
+            )
+            squares = (np.asarray(estimates, np.float64) - exact) ** 2
+            errors[method][m] = float(np.sqrt(squares.mean()) / exact.mean())
+    return errors
+
+
+def _products_row(errors) -> reporting.Row:
+    """Products of output_probes where output_dims reaches the same error with 24."""
+    probes, dims = errors["output_probes"], errors["output_dims"]
+    m = max(m for m in dims if m <= 24)
+    # Probes' variance is in proportion to 1 / m, so one constant describes them.
+    constant = np.mean([error**2 * count for count, error in probes.items()])
+    return reporting.Row(
+        f"products of output_probes at the error of output_dims with {m}",
+        float(constant / dims[m] ** 2),
+        float(m),
+        _PRODUCTS_GOAL,
+        unit="",
+    )
+
+
+def _cost_row(embed, run, split, indices) -> reporting.Row:
+    rows = np.resize(indices, _NUM_IMAGES.value)
+    images = np.asarray(normalize(jnp.asarray(split.images), run.normalization))[rows]
+    labels = split.labels[rows]
+    forward = jax.jit(lambda embed, x: embed(x))
+    chunks = jnp.asarray(images[:2048]).reshape(64, 32, *images.shape[1:])
+
+    def forward_pass():
+        for chunk in chunks:
+            last = forward(embed, chunk)
+        last.block_until_ready()
+
+    def planned(seed):
+        return metrics.geometric_complexity_to_error(
+            embed, images, jax.random.key(seed), relative_error=_ERROR, labels=labels
+        )
+
+    forward_pass()
+    planned(0)
+    ours, reference = [], []
+    for seed in range(1, 1 + _REPETITIONS):
+        reference.append(_seconds(forward_pass) * len(images) / 2048)
+        ours.append(_seconds(lambda seed=seed: planned(seed)))
+    found = planned(1)
+    name = f"GC to 1%: {found.num_examples} examples, probes {found.num_probes}; forward pass"
+    return reporting.Row(name, median(ours), median(reference), _COST_GOAL)
+
+
+def _seconds(run) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    launcher.run(main)

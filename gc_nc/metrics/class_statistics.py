@@ -319,4 +319,12 @@ def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def _outer_sum(left: Array, right: Array) -> Array:
-    return jnp.matmul(left.T, right, precision="highest")
+    """left^T right where it is symmetric: the quarter below the diagonal is not computed again."""
+    half = right.shape[1] // 2
+
+    def product(rows, columns):
+        return jnp.matmul(left[:, rows].T, right[:, columns], precision="highest")
+
+    low, high = slice(0, half), slice(half, None)
+    corner = product(low, high)
+    return jnp.block([[product(low, low), corner], [corner.T, product(high, high)]])

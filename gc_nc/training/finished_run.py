@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from ml_collections import ConfigDict
 
 from gc_nc.data.datasets import ImageDataset
@@ -169,10 +170,16 @@ def _read_json_object(path: Path) -> dict[str, Any]:
 
 def _open_checkpoints(workdir: Path) -> ocp.CheckpointManager:
     # Read-only: it must neither make the folder nor clear away what an interrupted save left.
-    return ocp.CheckpointManager(
-        (workdir / "checkpoints").absolute(),
-        options=ocp.CheckpointManagerOptions(read_only=True, create=False),
-    )
+    # Orbax warns of that each time, which is no news to whoever asked for it.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        return ocp.CheckpointManager(
+            (workdir / "checkpoints").absolute(),
+            options=ocp.CheckpointManagerOptions(read_only=True, create=False),
+        )
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _checkpoint_steps(workdir: Path) -> tuple[int, ...]:

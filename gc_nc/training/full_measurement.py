@@ -122,7 +122,7 @@ def measure_split(
     subset_seed: int = 0,
     report: Callable[[str], None] = lambda part: None,
 ) -> SplitMeasurement:
-    """Every metric of `gc_nc.metrics` on a split.
+    """The metrics of `gc_nc.metrics` on a split.
 
     Over all examples: accuracy, loss (mean cross-entropy), neural_collapse, nc1, nc2_equinorm,
     nc2_equiangle, nc2_maximal_angle, nc2_etf_error, nc3, nc4 (to the class means of this same
@@ -134,8 +134,8 @@ def measure_split(
     poincare_constant is NaN; `note` names it.
 
     On the first FLATNESS_EXAMPLES of the subset's order, for the mean cross-entropy without L2
-    term and with running statistics: squared_gradient_norm, sam_sharpness, hessian_trace with
-    _sem (over probes) and hessian_top_eigenvalue.
+    term and with running statistics: squared_gradient_norm and sam_sharpness. The Hessian's metrics
+    are not here: their loops over products of a convolutional network take many minutes on a CPU.
 
     Values are inf or NaN where the metrics say so: equal class means, say.
 
@@ -302,19 +302,8 @@ def _gradient(loss_fn, params, key):
     }
 
 
-def _trace(loss_fn, params, key):
-    trace = metrics.hessian_trace(loss_fn, params, key)
-    return {"hessian_trace": trace.mean, "hessian_trace_sem": trace.sem}
-
-
-def _top_eigenvalue(loss_fn, params, key):
-    return {"hessian_top_eigenvalue": metrics.hessian_top_eigenvalue(loss_fn, params, key)}
-
-
 _FLATNESS = {
     "gradient_norm_and_sharpness": _gradient,
-    "hessian_trace": _trace,
-    "hessian_top_eigenvalue": _top_eigenvalue,
 }
 
 

@@ -1,0 +1,67 @@
+"""`python -m experiments.measure` on a tiny run."""
+
+import json
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import measure
+from gc_nc.errors import InputError
+from gc_nc.training import loop
+from gc_nc.training.run_directory import read_records
+
+
+@pytest.fixture(autouse=True)
+def _parsed_flags():
+    flags.FLAGS.mark_as_parsed()
+
+
+def measured_values(workdir, **options):
+    with flagsaver.flagsaver(workdir=str(workdir), gc_examples=10, **options):
+        measure.main([])
+    return json.loads((workdir / "measurements.json").read_text())
+
+
+def test_every_metric_of_a_finished_run(tiny_run, capsys):
+    config, workdir = tiny_run
+    loop.train(config, workdir)
+    checkpoints = {path: path.stat().st_mtime_ns for path in (workdir / "checkpoints").rglob("*")}
+    first = measured_values(workdir)
+    assert list(first) == ["8"]
+    values = first["8"]
+    logged = read_records(workdir)[-1]
+    for name in ("accuracy", "loss", "neural_collapse"):
+        for split in ("train", "test"):
+            np.testing.assert_allclose(
+                values[f"{split}/{name}"], logged[f"{split}/{name}"], rtol=1e-4, err_msg=name
+            )
+    assert values["train/bound_poincare_constant"] == values["test/poincare_constant"]
+    assert values["test/bound_poincare_constant"] == values["train/poincare_constant"]
+    for split in ("train", "test"):
+        assert values[f"{split}/num_classes_present"] == 2
+        assert 0 <= values[f"{split}/nc4"] <= 1
+        per_class = values[f"{split}/neural_collapse_bound_per_class"]
+        assert 2 * per_class <= values[f"{split}/neural_collapse_bound_paper"] * (1 + 1e-5)
+        picture = workdir / "figures" / f"cdnv_{split}_8.png"
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "nearest_mean_error_bound" in capsys.readouterr().out
+    assert measured_values(workdir) == first
+    assert checkpoints == {
+        path: path.stat().st_mtime_ns for path in (workdir / "checkpoints").rglob("*")
+    }
+    for options, message in (
+        ({"step": "7"}, "7"),
+        ({"step": "newest"}, "must be latest, all or a number"),
+        ({"splits": ["val"]}, "--splits=val must be train, test"),
+        ({"data_dir": str(workdir / "nowhere")}, "nowhere"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            measured_values(workdir, **options)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_run(tmp_path):
+    with pytest.raises(InputError, match="config.json"):
+        measured_values(tmp_path)

@@ -200,7 +200,7 @@ def merge_class_statistics(a: ClassStatistics, b: ClassStatistics) -> ClassStati
     )
 
 
-# Compiled as a whole for callers outside jit too: step by step the CPU takes ten times as long.
+# Compiled as a whole for callers outside jit too, where blocks would run operation by operation.
 @jax.jit
 def _add_rows(
     stats: ClassStatistics,

@@ -63,5 +63,5 @@ def test_every_metric_of_a_finished_run(tiny_run, capsys):
 
 
 def test_a_folder_without_a_run(tmp_path):
-    with pytest.raises(InputError, match="config.json"):
+    with pytest.raises(InputError, match=r"config\.json"):
         measured_values(tmp_path)

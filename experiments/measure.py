@@ -22,14 +22,17 @@ from gc_nc.errors import InputError
 from gc_nc.training import finished_run, full_measurement
 from gc_nc.training.cdnv_figure import draw_cdnv
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+# Other commands have flags of the same name, and tests import several commands.
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", allow_override=True)
 _STEP = flags.DEFINE_string("step", "latest", "Checkpoint: latest, all or a step.")
 _SPLITS = flags.DEFINE_list("splits", list(full_measurement.SPLITS), "Of train and test.")
 _GC_EXAMPLES = flags.DEFINE_integer(
     "gc_examples", 1024, "Random examples of each split for geometric complexity.", lower_bound=2
 )
 _GC_PROBES = flags.DEFINE_integer("gc_probes", 4, "Products an example of these.", lower_bound=1)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data are now, if they were moved.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where the data are now, if they were moved.", allow_override=True
+)
 
 
 def main(argv: list[str]) -> None:

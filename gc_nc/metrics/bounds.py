@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
-from gc_nc.array_types import Array, as_floating, as_weights
-from gc_nc.metrics.class_statistics import ClassStatistics
+from gc_nc.array_types import Array, as_floating
+from gc_nc.metrics.class_statistics import ClassStatistics, counted_rows
 from gc_nc.metrics.collapse import checked_pairs, geometric_collapse, squared_distances
 
 
@@ -66,29 +66,10 @@ def class_geometric_complexity(
     if num_classes < 1:
         raise ValueError(f"num_classes={num_classes} must be at least 1")
     norms = as_floating(norms, "norms")
-    if not isinstance(labels, jax.Array):
-        labels = np.asarray(labels)
     if norms.ndim != 1 or norms.size == 0:
         raise ValueError(f"norms of shape {norms.shape}; (B,) with B of 1 or more is needed")
-    if labels.shape != norms.shape:
-        raise ValueError(f"labels of shape {labels.shape} for {norms.size} norms")
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"labels are {labels.dtype}; integers in 0..{num_classes - 1} are needed")
-    weights = jnp.ones(labels.shape) if weights is None else as_weights(weights, labels.size)
-    weights = weights.astype(norms.dtype)
-
-    # In the labels' own dtype: 2**32 + 1 is not 1.
-    in_range = (labels >= 0) & (labels < num_classes)
-    out_of_range = ~in_range & (weights > 0)
-    if not isinstance(out_of_range, jax.core.Tracer) and bool(jnp.any(out_of_range)):
-        raise ValueError(
-            f"label {int(labels[int(jnp.argmax(out_of_range))])} is outside 0..{num_classes - 1}"
-            f" (num_classes={num_classes})"
-        )
-    counted = in_range & (weights > 0)
-    weights = jnp.where(counted, weights, 0)
-    labels = jnp.where(counted, jnp.asarray(labels), 0)
-    norms = jnp.where(counted, norms, 0)
+    labels, weights, _ = counted_rows(labels, weights, num_classes, norms.size, norms.dtype)
+    norms = jnp.where(weights > 0, norms, 0)
 
     totals = jax.ops.segment_sum(weights, labels, num_classes)
     safe_totals = jnp.where(totals > 0, totals, 1)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 from gc_nc.array_types import Array, as_floating, as_weights
@@ -124,17 +125,40 @@ def update_class_statistics(
     """
     num_classes, embedding_dim = stats.mean_offsets.shape
     embeddings = as_floating(embeddings, "embeddings")
-    if not isinstance(labels, jax.Array):
-        labels = np.asarray(labels)
     if embeddings.ndim != 2 or embeddings.shape[1] != embedding_dim:
         raise ValueError(f"embeddings of shape {embeddings.shape}; (B, {embedding_dim}) is needed")
-    if labels.shape != embeddings.shape[:1]:
-        raise ValueError(f"labels of shape {labels.shape} for {embeddings.shape[0]} embeddings")
+    labels, weights, out_of_range = counted_rows(
+        labels, weights, num_classes, embeddings.shape[0], embeddings.dtype
+    )
+    stats = _add_rows(
+        stats,
+        embeddings,
+        labels,
+        weights,
+    )
+    num_out_of_range = stats.num_out_of_range + jnp.sum(out_of_range, dtype=jnp.int32)
+    return stats._replace(num_out_of_range=num_out_of_range)
+
+
+def counted_rows(
+    labels: Shaped[Array, "B"],
+    weights: Shaped[Array, "B"] | None,
+    num_classes: int,
+    num_rows: int,
+    dtype: DTypeLike,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Labels, and weights that are 0 for rows that count nowhere; which rows are out of range.
+
+    Raises:
+      ValueError: as `update_class_statistics`.
+    """
+    if not isinstance(labels, jax.Array):
+        labels = np.asarray(labels)
+    if labels.shape != (num_rows,):
+        raise ValueError(f"labels of shape {labels.shape} for {num_rows} examples")
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels are {labels.dtype}; integers in 0..{num_classes - 1} are needed")
     weights = jnp.ones(labels.shape) if weights is None else as_weights(weights, labels.size)
-    weights = weights.astype(embeddings.dtype)
-
     # In the labels' own dtype: 2**32 + 1 is not 1.
     in_range = (labels >= 0) & (labels < num_classes)
     out_of_range = ~in_range & (weights > 0)
@@ -144,14 +168,8 @@ def update_class_statistics(
             f" (num_classes={num_classes})"
         )
     counted = in_range & (weights > 0)
-    stats = _add_rows(
-        stats,
-        embeddings,
-        jnp.where(counted, jnp.asarray(labels), 0),
-        jnp.where(counted, weights, 0),
-    )
-    num_out_of_range = stats.num_out_of_range + jnp.sum(out_of_range, dtype=jnp.int32)
-    return stats._replace(num_out_of_range=num_out_of_range)
+    labels = jnp.where(counted, jnp.asarray(labels), 0)
+    return labels, jnp.where(counted, weights.astype(dtype), 0), out_of_range
 
 
 def merge_class_statistics(a: ClassStatistics, b: ClassStatistics) -> ClassStatistics:

@@ -1,7 +1,7 @@
 """Measures every metric at the checkpoints of a finished or interrupted run.
 
     python -m experiments.measure --workdir=DIR [--step=latest|all|N] [--splits=train,test]
-        [--gc_examples=1024] [--gc_probes=4] [--data_dir=...]
+        [--gc_examples=1024] [--gc_probes=4] [--flatness_examples=128] [--data_dir=...]
 
 Prints a table a step, merges the numbers into DIR/measurements.json and draws all pairs of classes
 in DIR/figures/cdnv_SPLIT_STEP.png. The same command again gives the same numbers.
@@ -30,6 +30,9 @@ _GC_EXAMPLES = flags.DEFINE_integer(
     "gc_examples", 1024, "Random examples of each split for geometric complexity.", lower_bound=2
 )
 _GC_PROBES = flags.DEFINE_integer("gc_probes", 4, "Products an example of these.", lower_bound=1)
+_FLATNESS_EXAMPLES = flags.DEFINE_integer(
+    "flatness_examples", 128, "Random examples for gradient and Hessian; 0: none.", lower_bound=0
+)
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where the data are now, if they were moved.", allow_override=True
 )
@@ -41,14 +44,14 @@ def main(argv: list[str]) -> None:
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; name the folder of a trained run")
     splits = [name for name in full_measurement.SPLITS if name in _SPLITS.value]
-    if sorted(splits) != sorted(_SPLITS.value):
+    if not splits or sorted(splits) != sorted(_SPLITS.value):
         raise InputError(f"--splits={','.join(_SPLITS.value)} must be train, test or train,test")
     workdir = Path(_WORKDIR.value).expanduser()
     run = finished_run.open_run(workdir, _DATA_DIR.value)
     steps = run.select_steps(_STEP.value)
     # Before any work: whether the results can be written.
     finished_run.read_measurements(workdir)
-    total = full_measurement.num_reports(run, steps, splits)
+    total = full_measurement.num_reports(run, steps, splits, _FLATNESS_EXAMPLES.value)
     # None: no bar in a pipe, where its carriage returns would only litter.
     with tqdm(total=total, unit="part", dynamic_ncols=True, disable=None) as bar:
 
@@ -56,7 +59,11 @@ def main(argv: list[str]) -> None:
             bar.set_description(part, refresh=False)
             bar.update()
 
-        options = {"gc_examples": _GC_EXAMPLES.value, "gc_probes": _GC_PROBES.value}
+        options = {
+            "gc_examples": _GC_EXAMPLES.value,
+            "gc_probes": _GC_PROBES.value,
+            "flatness_examples": _FLATNESS_EXAMPLES.value,
+        }
         for step, measured in full_measurement.measure_run(
             run, steps, splits, **options, report=report
         ):

@@ -9,6 +9,7 @@ The annotations are documentation at run time; the tests install jaxtyping's imp
 checks every one of them against the arrays that really arrive.
 """
 
+import operator
 from collections.abc import Callable
 
 import jax
@@ -22,7 +23,7 @@ Array = jax.Array | np.ndarray
 EmbedFn = Callable[[jax.Array], jax.Array]
 
 
-def as_floating(array: Array, name: str) -> jax.Array:
+def as_floating(array: Array | np.generic | float, name: str) -> jax.Array:
     """Casts integers and half precision to float32 and leaves wider floats as they are.
 
     Raises:
@@ -39,16 +40,45 @@ def as_floating(array: Array, name: str) -> jax.Array:
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
+def as_scalar(value: Array | np.generic | float, name: str) -> jax.Array:
+    """A number that is 0 or more; NaN stays NaN.
+
+    Raises:
+      ValueError: an array, or a negative number (NaN when traced).
+    """
+    value = as_floating(value, name)
+    if value.ndim != 0:
+        raise ValueError(f"{name} has shape {value.shape}; one number is needed")
+    return nan_where(value < 0, value, name, "must be 0 or more")
+
+
+def nan_where(bad: Array, values: Array, name: str, needed: str) -> jax.Array:
+    """Raises if any of `bad` is set; where that is not known yet, its values become NaN."""
+    if not isinstance(bad, jax.core.Tracer) and bool(jnp.any(bad)):
+        value = np.asarray(values.ravel()[jnp.argmax(bad)])
+        raise ValueError(f"{name}={value!s} {needed}")
+    return jnp.where(bad, jnp.nan, values)
+
+
+def check_whole(value: int, least: int, name: str) -> None:
+    """Raises ValueError for a number below `least` or one that is not whole."""
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}={value!r} must be a whole number") from None
+    if whole < least:
+        raise ValueError(f"{name}={value} must be at least {least}")
+
+
 def as_weights(weights: Array, length: int) -> jax.Array:
     """Checks weights of examples, as far as concrete ones can be checked.
 
     Raises:
-      ValueError: another shape than (length,), or a weight that is negative or NaN.
+      ValueError: another shape than (length,), or a weight that is negative, infinite or NaN. When
+        traced such weights become NaN.
     """
     weights = as_floating(weights, "weights")
     if weights.shape != (length,):
         raise ValueError(f"weights of shape {weights.shape} for {length} examples")
-    if not isinstance(weights, jax.core.Tracer) and not bool(jnp.all(weights >= 0)):
-        bad = float(weights[jnp.argmin(jnp.where(jnp.isnan(weights), -jnp.inf, weights))])
-        raise ValueError(f"weights must be 0 or more; one is {bad}")
-    return weights
+    bad = ~((weights >= 0) & (weights < jnp.inf))
+    return nan_where(bad, weights, "weight", "must be 0 or more and finite")

@@ -31,8 +31,8 @@ _WORKDIR = flags.DEFINE_string("benchmark_run", None, "A finished run; none trai
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 50_000, "Size of the large set.", lower_bound=2048)
 _FIGURE = flags.DEFINE_string("figure", None, "Where to draw error against products.")
 
-_REPETITIONS, _ERROR, _COST_GOAL, _PRODUCTS_GOAL = 3, 0.01, 0.1, 0.1
-_PRODUCTS = (1, 2, 3, 6, 12, 24, 48)
+_REPETITIONS, _ERROR, _COST_GOAL, _PRODUCTS_GOAL = 5, 0.01, 0.1, 0.1
+_SAMPLE, _PRODUCTS = 128, (1, 2, 3, 6, 12, 24, 48)
 
 
 def main(argv: list[str]) -> None:
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
         embed = embed_fn(run.model, run.variables(run.steps[-1]))
         split = run.dataset.train
     indices = np.random.default_rng(0).permutation(len(split.labels))
-    sample = normalize(jnp.asarray(split.images[indices[:256]]), run.normalization)
+    sample = normalize(jnp.asarray(split.images[indices[:_SAMPLE]]), run.normalization)
     errors = _errors(embed, sample)
     if _FIGURE.value:
         title = f"{run.config.model.name} (width {run.config.model.width:g}), {run.dataset.name}"

@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Shaped
 
-from gc_nc.array_types import Array, as_floating
+from gc_nc.array_types import Array, as_floating, as_scalar, check_whole, nan_where
 from gc_nc.metrics.class_statistics import ClassStatistics, counted_rows
 from gc_nc.metrics.collapse import checked_pairs, geometric_collapse, squared_distances
 
@@ -61,18 +60,18 @@ def class_geometric_complexity(
 
     Raises:
       ValueError: no example, shapes that do not fit, labels that are not integers, or (outside jit)
-        a label out of range. Under jit such rows count nowhere.
+        a label out of range or a bad weight. Under jit such rows count nowhere, and a bad weight
+        gives its class NaN.
     """
-    if num_classes < 1:
-        raise ValueError(f"num_classes={num_classes} must be at least 1")
+    check_whole(num_classes, 1, "num_classes")
     norms = as_floating(norms, "norms")
     if norms.ndim != 1 or norms.size == 0:
         raise ValueError(f"norms of shape {norms.shape}; (B,) with B of 1 or more is needed")
     labels, weights, _ = counted_rows(labels, weights, num_classes, norms.size, norms.dtype)
-    norms = jnp.where(weights > 0, norms, 0)
+    norms = jnp.where(weights != 0, norms, 0)
 
     totals = jax.ops.segment_sum(weights, labels, num_classes)
-    safe_totals = jnp.where(totals > 0, totals, 1)
+    safe_totals = jnp.where(totals != 0, totals, 1)
 
     def class_means(values):
         return jax.ops.segment_sum(weights * values, labels, num_classes) / safe_totals
@@ -80,7 +79,7 @@ def class_geometric_complexity(
     means = class_means(norms)
     # A float32 sum of a million norms is off by 2e-4; the mean of what is left over mends it.
     means = means + class_means(norms - means[labels])
-    return jnp.where(totals > 0, means, jnp.nan)
+    return jnp.where(totals != 0, means, jnp.nan)
 
 
 def poincare_constant(stats: ClassStatistics, class_gc: Shaped[Array, "C"]) -> Float[Array, ""]:
@@ -142,8 +141,7 @@ def neural_collapse_bound(
         under jit NaN); `class_gc` of another shape.
     """
     gc = _checked_class_gc(class_gc, stats)
-    constant = as_floating(jnp.asarray(poincare_constant), "poincare_constant")
-    constant = _nan_where(constant < 0, constant, "poincare_constant", "must be 0 or more")
+    constant = as_scalar(poincare_constant, "poincare_constant")
     pairs = checked_pairs(stats)
     # Over a pair's mean, as in CDNV: the pair (0, GC_j) at distance 0 is inf, not 0/0.
     terms = (gc[:, None] + gc[None, :]) / 2 / squared_distances(stats)
@@ -204,11 +202,14 @@ def geometric_complexity_interval(
         raise ValueError(
             f"norms of shape {norms.shape}; (B,) with B of {smallest_n[method]} or more is needed"
         )
-    limit = jnp.asarray(value_range, norms.dtype)
-    limit = _nan_where(~(limit >= 0), limit, "value_range", "must be 0 or more")
+    limit = as_scalar(value_range, "value_range").astype(norms.dtype)
+    limit = nan_where(jnp.isnan(limit), limit, "value_range", "must be 0 or more")
     outside = ~((norms >= 0) & (norms <= limit) & jnp.isfinite(norms))
-    norms = _nan_where(outside, norms, "norm", f"must be in 0..value_range={value_range}")
+    norms = nan_where(outside, norms, "norm", f"must be in 0..value_range={value_range}")
 
+    # In units of R: sums and squares of norms may be out of range.
+    unit = jnp.where((limit > 0) & jnp.isfinite(limit), limit, 1)
+    norms, limit = norms / unit, limit / unit
     mean = jnp.mean(norms)
     if method == "hoeffding":
         half_width = limit * math.sqrt(math.log(2 / delta) / (2 * n))
@@ -217,7 +218,8 @@ def geometric_complexity_interval(
         half_width = jnp.sqrt(2 * jnp.var(norms, ddof=1) * log_term / n)
         half_width = half_width + limit * (7 * log_term / (3 * (n - 1)))
     return ConfidenceInterval(
-        lower=jnp.maximum(mean - half_width, 0), upper=jnp.minimum(mean + half_width, limit)
+        lower=unit * jnp.maximum(mean - half_width, 0),
+        upper=unit * jnp.minimum(mean + half_width, limit),
     )
 
 
@@ -248,12 +250,10 @@ def nearest_mean_error_bound(
       ValueError: `num_classes` below 2, `num_shots` below 1, or negative `nc` (outside jit; under
         jit NaN).
     """
-    if num_classes < 2:
-        raise ValueError(f"num_classes={num_classes} must be at least 2")
-    if num_shots is not None and num_shots < 1:
-        raise ValueError(f"num_shots={num_shots} must be at least 1, or None for exact means")
-    nc = as_floating(jnp.asarray(nc), "nc")
-    nc = _nan_where(nc < 0, nc, "nc", "must be 0 or more")
+    check_whole(num_classes, 2, "num_classes")
+    if num_shots is not None:
+        check_whole(num_shots, 1, "num_shots")
+    nc = as_scalar(nc, "nc")
     factor = 4.0 if num_shots is None else 16 * (1 + 2 / num_shots)
     return jnp.minimum(factor * (num_classes - 1) * nc, 1)
 
@@ -264,14 +264,4 @@ def _checked_class_gc(class_gc: Array, stats: ClassStatistics) -> Float[Array, "
     if class_gc.shape != stats.counts.shape:
         raise ValueError(f"class_gc of shape {class_gc.shape} for {stats.counts.size} classes")
     class_gc = jnp.where(stats.present, class_gc, 0)
-    return _nan_where(class_gc < 0, class_gc, "class_gc", "must be 0 or more")
-
-
-def _nan_where(
-    bad: Bool[Array, "..."], values: Float[Array, "..."], name: str, needed: str
-) -> Float[Array, "..."]:
-    """Raises if any of `bad` is set; where that is not known yet, its values become NaN."""
-    if not isinstance(bad, jax.core.Tracer) and bool(jnp.any(bad)):
-        value = np.asarray(values.ravel()[jnp.argmax(bad)])
-        raise ValueError(f"{name}={value!s} {needed}")
-    return jnp.where(bad, jnp.nan, values)
+    return nan_where(class_gc < 0, class_gc, "class_gc", "must be 0 or more")

@@ -16,7 +16,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int, Shaped
 
-from gc_nc.array_types import Array, as_floating, as_weights
+from gc_nc.array_types import Array, as_floating, as_weights, check_whole
 
 #: Rows that the CPU takes at a time, at least: what is computed from them stays in its cache, and
 #: a (B, K) array for every step would cost more time in page faults than in arithmetic.
@@ -31,14 +31,14 @@ class ClassStatistics(NamedTuple):
       origin: (K,) reference point; the mean of the first batch.
       mean_offsets: (C, K) mu_i - origin; 0 for classes without an example.
       squared_deviations: (C,) S_i = sum w |z - mu_i|^2.
-      scatter: (K, K) sum over all classes of w (z - mu_i)(z - mu_i)^T, or None. Single floats: its
-        rounding matters past about 10^7 batches.
+      scatter: (K, K) sum over all classes of w (z - mu_i)(z - mu_i)^T, or None.
       num_out_of_range: rows of positive weight whose label is not in 0..C-1; they count nowhere
         else.
       count_residuals: (C,) what rounding left of `counts`.
       mean_offset_residuals: (C, K) the same of `mean_offsets`. Differences of means need both:
         (a - b) + (residual of a - residual of b).
       squared_deviation_residuals: (C,) the same of `squared_deviations`.
+      scatter_residual: (K, K) the same of `scatter`, or None.
     """
 
     counts: Float[Array, "C"]
@@ -50,11 +50,12 @@ class ClassStatistics(NamedTuple):
     count_residuals: Float[Array, "C"]
     mean_offset_residuals: Float[Array, "C K"]
     squared_deviation_residuals: Float[Array, "C"]
+    scatter_residual: Float[Array, "K K"] | None
 
     @property
     def present(self) -> Bool[Array, "C"]:
-        """Which classes have an example."""
-        return self.counts > 0
+        """Which classes have an example; those with an invalid weight, whose count is NaN, too."""
+        return self.counts != 0
 
     @property
     def num_present(self) -> Int[Array, ""]:
@@ -85,11 +86,10 @@ def init_class_statistics(
       scatter: whether to gather the pooled (K, K) scatter too.
 
     Raises:
-      ValueError: `num_classes` or `embedding_dim` below 1.
+      ValueError: `num_classes` or `embedding_dim` below 1 or not whole.
     """
     for name, value in (("num_classes", num_classes), ("embedding_dim", embedding_dim)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
+        check_whole(value, 1, name)
     return ClassStatistics(
         counts=jnp.zeros(num_classes),
         origin=jnp.zeros(embedding_dim),
@@ -100,6 +100,7 @@ def init_class_statistics(
         count_residuals=jnp.zeros(num_classes),
         mean_offset_residuals=jnp.zeros((num_classes, embedding_dim)),
         squared_deviation_residuals=jnp.zeros(num_classes),
+        scatter_residual=jnp.zeros((embedding_dim, embedding_dim)) if scatter else None,
     )
 
 
@@ -121,7 +122,11 @@ def update_class_statistics(
 
     Raises:
       ValueError: shapes that do not fit, labels that are not integers, or (outside jit) a label out
-        of range. Under jit such rows count in `num_out_of_range` and nowhere else.
+        of range, or a weight that is negative or not finite. Under jit a label out of range counts
+        in `num_out_of_range` and nowhere else, and a bad weight gives its class NaN. An embedding
+        that is not finite gives NaN to its own class.
+
+    jit narrows 64-bit labels to 32 bits before this function sees them: check those outside.
     """
     num_classes, embedding_dim = stats.mean_offsets.shape
     embeddings = as_floating(embeddings, "embeddings")
@@ -159,15 +164,18 @@ def counted_rows(
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels are {labels.dtype}; integers in 0..{num_classes - 1} are needed")
     weights = jnp.ones(labels.shape) if weights is None else as_weights(weights, labels.size)
-    # In the labels' own dtype: 2**32 + 1 is not 1.
+    # Compared before the cast of 64-bit labels, since 2**32 + 1 is not 1, and after that of 8-bit
+    # ones, which C need not fit.
+    if labels.dtype.itemsize < 4:
+        labels = labels.astype(np.int32)
     in_range = (labels >= 0) & (labels < num_classes)
-    out_of_range = ~in_range & (weights > 0)
+    out_of_range = ~in_range & (weights != 0)
     if not isinstance(out_of_range, jax.core.Tracer) and bool(jnp.any(out_of_range)):
         raise ValueError(
             f"label {int(labels[int(jnp.argmax(out_of_range))])} is outside 0..{num_classes - 1}"
             f" (num_classes={num_classes})"
         )
-    counted = in_range & (weights > 0)
+    counted = in_range & (weights != 0)
     labels = jnp.where(counted, jnp.asarray(labels), 0)
     return labels, jnp.where(counted, weights.astype(dtype), 0), out_of_range
 
@@ -189,11 +197,11 @@ def merge_class_statistics(a: ClassStatistics, b: ClassStatistics) -> ClassStati
     origin = jnp.where(jnp.any(a.present), a.origin, b.origin)
     means_a, means_b = _offsets_from(origin, a), _offsets_from(origin, b)
     counts = _add((a.counts, a.count_residuals), (b.counts, b.count_residuals))
-    share_b = b.counts / jnp.where(counts[0] > 0, counts[0], 1)
+    share_b = b.counts / jnp.where(counts[0] != 0, counts[0], 1)
     both = a.counts * share_b
     # Where one side is empty the other's mean passes through untouched.
     delta = (means_b[0] - means_a[0]) + (means_b[1] - means_a[1])
-    delta = jnp.where((both > 0)[:, None], delta, 0)
+    delta = jnp.where((both != 0)[:, None], delta, 0)
     present_a = a.present[:, None]
     start = tuple(jnp.where(present_a, *parts) for parts in zip(means_a, means_b, strict=True))
     means = _add(start, (_rounded(delta * share_b[:, None]), 0))
@@ -202,19 +210,23 @@ def merge_class_statistics(a: ClassStatistics, b: ClassStatistics) -> ClassStati
         (a.squared_deviations, a.squared_deviation_residuals),
         _add((b.squared_deviations, b.squared_deviation_residuals), (between, 0)),
     )
-    scatter = None
+    scatter = None, None
     if a.scatter is not None:
-        scatter = a.scatter + b.scatter + _outer_sum(delta * both[:, None], delta)
+        between = _rounded(_outer_sum(delta * both[:, None], delta))
+        scatter = _add(
+            (a.scatter, a.scatter_residual), _add((b.scatter, b.scatter_residual), (between, 0))
+        )
     return ClassStatistics(
         counts=counts[0],
         origin=origin,
         mean_offsets=means[0],
         squared_deviations=squares[0],
-        scatter=scatter,
+        scatter=scatter[0],
         num_out_of_range=a.num_out_of_range + b.num_out_of_range,
         count_residuals=counts[1],
         mean_offset_residuals=means[1],
         squared_deviation_residuals=squares[1],
+        scatter_residual=scatter[1],
     )
 
 
@@ -228,11 +240,13 @@ def _add_rows(
 ) -> ClassStatistics:
     """Adds rows whose labels are in range, a block at a time on the CPU."""
     num_rows, num_classes = labels.size, stats.counts.size
+    if num_rows == 0:
+        return stats
     # Every block is merged into (C, K) arrays, so it should hold several times C rows. Accelerators
     # take all rows at once: they reuse memory, and a loop would gather a sharded batch.
     on_cpu = jax.default_backend() == "cpu"
-    most = max(_CPU_BLOCK_ROWS, 4 * num_classes) if on_cpu else max(num_rows, 1)
-    num_blocks = max(-(-num_rows // most), 1)
+    most = max(_CPU_BLOCK_ROWS, 4 * num_classes) if on_cpu else num_rows
+    num_blocks = -(-num_rows // most)
     size = -(-num_rows // num_blocks)
     first = num_rows - (num_blocks - 1) * size
 
@@ -263,37 +277,45 @@ def _block_statistics(
     scatter: bool,
 ) -> ClassStatistics:
     # Rows of weight 0 may hold anything, NaN included.
-    embeddings = jnp.where((weights > 0)[:, None], embeddings, 0)
+    embeddings = jnp.where((weights != 0)[:, None], embeddings, 0)
 
     def class_sums(values):
         return jax.ops.segment_sum(values, labels, num_classes)
 
     counts = class_sums(weights)
-    present = (counts > 0)[:, None]
+    present = (counts != 0)[:, None]
     safe_counts = jnp.where(present, counts[:, None], 1)
     # Any centre near the class will do, hence no gradient. Differences from a near one are all but
     # exact, so that centre + correction is the mean to far more digits than one float holds, and
-    # S_i is second order in the rounding.
-    centers = _rounded(class_sums(embeddings * weights[:, None]) / safe_counts)
-    centers = jax.lax.stop_gradient(centers)
+    # S_i is second order in the rounding. From a member of the class, so that equal embeddings have
+    # exactly their value as mean.
+    rows = jnp.where(weights != 0, jnp.arange(labels.size), labels.size)
+    first = jax.ops.segment_min(rows, labels, num_classes)
+    members = embeddings[jnp.minimum(first, labels.size - 1)]
+    shifts = class_sums((embeddings - members[labels]) * weights[:, None]) / safe_counts
+    centers = jax.lax.stop_gradient(jnp.where(present, members + _rounded(shifts), 0))
     deviations = embeddings - centers[labels]
     corrections = _rounded(class_sums(deviations * weights[:, None]) / safe_counts)
     deviations = deviations - corrections[labels]
 
     safe_total = jnp.where(jnp.any(present), jnp.sum(counts), 1)
-    origin = _rounded(jnp.sum(centers * counts[:, None], axis=0) / safe_total)
+    # A class that is not finite must not reach the others.
+    near = jnp.where(jnp.isfinite(centers), centers, 0)
+    origin = _rounded(jnp.sum(near * counts[:, None], axis=0) / safe_total)
     origin = jax.lax.stop_gradient(origin)
     offsets, residuals = _add((centers, corrections), (-origin[None], 0))
+    scatter_sum = _outer_sum(deviations * weights[:, None], deviations) if scatter else None
     return ClassStatistics(
         counts=counts,
         origin=origin,
         mean_offsets=jnp.where(present, offsets, 0),
         squared_deviations=class_sums(weights * jnp.sum(deviations**2, axis=1)),
-        scatter=_outer_sum(deviations * weights[:, None], deviations) if scatter else None,
+        scatter=scatter_sum,
         num_out_of_range=jnp.zeros((), jnp.int32),
         count_residuals=jnp.zeros_like(counts),
         mean_offset_residuals=jnp.where(present, residuals, 0),
         squared_deviation_residuals=jnp.zeros_like(counts),
+        scatter_residual=jnp.zeros_like(scatter_sum) if scatter else None,
     )
 
 
@@ -301,7 +323,7 @@ def _offsets_from(
     origin: Float[Array, "K"], stats: ClassStatistics
 ) -> tuple[Float[Array, "C K"], Float[Array, "C K"]]:
     """mu_i - origin as two floats; 0 for classes without an example."""
-    shift, shift_residual = _two_sum(stats.origin, -origin)
+    shift, shift_residual = two_sum(stats.origin, -origin)
     moved = _add(
         (stats.mean_offsets, stats.mean_offset_residuals), (shift[None], shift_residual[None])
     )
@@ -322,11 +344,11 @@ def _rounded(x: Array) -> Array:
 
 def _add(a: tuple, b: tuple) -> tuple[Array, Array]:
     """The sum of two numbers, each (value, residual), as such a pair."""
-    total, residual = _two_sum(a[0], b[0])
-    return _two_sum(total, residual + (a[1] + b[1]))
+    total, residual = two_sum(a[0], b[0])
+    return two_sum(total, residual + (a[1] + b[1]))
 
 
-def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     """a + b rounded, and exactly what rounding left (Knuth, TAOCP 2, 4.2.2, theorem B).
 
     A product among the terms must come through `_rounded`.

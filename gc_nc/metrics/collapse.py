@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from gc_nc.array_types import Array
+from gc_nc.array_types import Array, as_scalar
 from gc_nc.metrics.class_statistics import ClassStatistics
+
+# Smaller sums of squares may have lost terms to underflow.
+_SMALLEST_SQUARE = float(jnp.finfo(jnp.float32).tiny / jnp.finfo(jnp.float32).eps)
 
 
 def cdnv_matrix(stats: ClassStatistics) -> Float[Array, "C C"]:
@@ -19,13 +22,14 @@ def cdnv_matrix(stats: ClassStatistics) -> Float[Array, "C C"]:
 
     Returns:
       (C, C) symmetric. NaN on the diagonal, which is not defined, and for classes without an
-      example. Equal means give inf, or NaN (0/0) where both variances are 0 too.
+      example, or whose distance float32 cannot square (past 1e19, or below 3e-16 and not 0). Equal
+      means give inf, or NaN (0/0) where both variances are 0 too.
     """
     variances = stats.variances
     pairs = _ordered_pairs(stats)
     numerator = variances[:, None] + variances[None, :]
     numerator = jnp.where(pairs, numerator, 0)
-    return jnp.where(pairs, numerator / (2 * squared_distances(stats)), jnp.nan)
+    return jnp.where(pairs, numerator / 2 / squared_distances(stats), jnp.nan)
 
 
 def neural_collapse(stats: ClassStatistics) -> Float[Array, ""]:
@@ -47,15 +51,17 @@ def geometric_collapse(gc: Float[Array, ""] | float, stats: ClassStatistics) -> 
     balanced classes NC <= c * geometric collapse. In 1 / (input units)^2.
 
     Args:
-      gc: geometric complexity of the embedding whose class statistics are `stats`.
+      gc: geometric complexity of the embedding whose class statistics are `stats`; a scalar.
       stats: gathered over the embeddings.
 
     Returns:
       Scalar; inf where two class means are equal (NaN if gc is 0 as well).
 
     Raises:
-      ValueError: fewer than two classes have an example (outside jit; under jit NaN).
+      ValueError: a `gc` that is no scalar or (outside jit; under jit NaN) negative; fewer than two
+        classes have an example (outside jit; under jit NaN).
     """
+    gc = as_scalar(gc, "gc")
     pairs = checked_pairs(stats)
     inverse = jnp.where(pairs, 1 / squared_distances(stats), 0)
     k = stats.num_present
@@ -90,9 +96,12 @@ def squared_distances(stats: ClassStatistics) -> Float[Array, "C C"]:
     @jax.checkpoint
     def squared_distances_from(mean):
         differences = (offsets - mean[0][None]) + (residuals - mean[1][None])
-        return jnp.sum(differences**2, axis=1)
+        squares = jnp.sum(differences**2, axis=1)
+        # Out of the range of squares the distance is unknown: inf would read as complete collapse,
+        # and what is left of a tiny one is rounding.
+        differs = jnp.max(jnp.abs(differences), axis=1) > 0
+        unknown = jnp.isinf(squares) | (differs & (squares < _SMALLEST_SQUARE))
+        return jnp.where(unknown, jnp.nan, squares)
 
     squares = jax.lax.map(squared_distances_from, (offsets, residuals))
-    # Past the range of float32 the distance is unknown; inf would read as complete collapse.
-    squares = jnp.where(jnp.isinf(squares), jnp.nan, squares)
     return jnp.where(_ordered_pairs(stats), squares, 1)

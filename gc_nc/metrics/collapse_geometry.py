@@ -57,8 +57,9 @@ def nc1(stats: ClassStatistics) -> Float[Array, ""]:
     Returns:
       Scalar. inf where two present means coincide, exactly or up to the rounding above: their
       difference would fall to the pseudo-inverse and read as collapse. NaN where nothing varies as
-      well (0 / 0), where the statistics are not finite, and where the scatter is too small for
-      float32 to hold (embeddings of scale 1e-18, say). Differentiable at constant rank.
+      well (0 / 0), where the statistics are not finite, and where float32 cannot hold what the
+      scatter has along the means: embeddings of scale 1e-18, say, or a spread across the means that
+      is some 3,000 times that along them. Differentiable at constant rank.
 
     Raises:
       ValueError: no scatter; fewer than two classes present (outside jit; under jit NaN).
@@ -79,7 +80,9 @@ def nc1(stats: ClassStatistics) -> Float[Array, ""]:
     degenerate = jnp.where(varies & jnp.isfinite(variance), jnp.inf, jnp.nan)
     # What products below the smallest normal number, flushed to 0, can have taken away.
     lost = _TINY * means.shape[1] * jnp.sum(unscaled**2)
-    known = jnp.isfinite(value) & (lost <= 1e-6 * value + _EPS**2)
+    # And what the rounding of a scatter mostly outside of the means' span puts into it.
+    unresolved = _EPS / 10 * variance * jnp.sum(unscaled**2)
+    known = jnp.isfinite(value) & (value >= unresolved) & (lost <= 1e-6 * value + _EPS**2)
     value = jnp.where(coincide, degenerate, jnp.where(known, value, jnp.nan))
     _warn_if(jnp.isinf(value), "two class means coincide: nc1 is inf, not collapse")
     return _unless_too_few(value, stats)
@@ -157,6 +160,7 @@ def nc3(stats: ClassStatistics, head_kernel: Shaped[Array, "rows columns"]) -> F
         NaN).
     """
     num_classes, embedding_dim = stats.mean_offsets.shape
+    head_kernel = as_floating(head_kernel, "head_kernel")
     if head_kernel.shape != (embedding_dim, num_classes):
         transposed = head_kernel.shape == (num_classes, embedding_dim)
         raise ValueError(
@@ -166,7 +170,7 @@ def nc3(stats: ClassStatistics, head_kernel: Shaped[Array, "rows columns"]) -> F
     check_enough_classes(stats)
     means, _, rounding = _centred_means(stats)
     coincide = jnp.max(_safe_sqrt(jnp.sum(means**2, axis=1))) <= rounding
-    head = jnp.where(stats.present[:, None], as_floating(head_kernel, "head_kernel").T, 0)
+    head = jnp.where(stats.present[:, None], head_kernel.T, 0)
     largest = jnp.max(jnp.abs(head))
     head = head / jnp.where(largest > 0, largest, 1)
     means = means / jnp.where(coincide, 1, _safe_sqrt(jnp.sum(means**2)))
@@ -288,4 +292,4 @@ def _some_means_coincide(
         return jnp.any(jax.lax.map(coincides_with_a_later_one, jnp.arange(present.size)))
 
     # At full rank no two coincide, and the search over pairs costs O(C^2 K).
-    return jax.lax.cond(full_rank, lambda: jnp.zeros((), bool), search)
+    return jax.lax.cond(full_rank, lambda: jnp.zeros_like(full_rank), search)

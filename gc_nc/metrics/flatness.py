@@ -5,11 +5,14 @@ float32 whatever the parameters are held in. Leaves are taken together as one ve
 has as many rows as there are parameters. Its products H v are a linearised gradient; H is never
 formed. Run on one batch these are about that batch's loss: say which, and switch dropout off.
 
-Each call compiles `loss_fn` anew, because a function's identity says nothing of the values it
-closes over; inside the caller's own jit it is part of that program.
+A `jax.tree_util.Partial` of a function of its arguments alone is compiled once for all values of
+its leaves. Any other `loss_fn` is compiled anew by each call, because its identity says nothing of
+the values it closes over; inside the caller's own jit it is part of that program.
 """
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,8 +21,10 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
 from matfree import decomp, stochtrace
 
-from gc_nc.array_types import Array
+from gc_nc.array_types import Array, nan_where
+from gc_nc.metrics.functions_by_value import comparable
 from gc_nc.metrics.jacobian_estimators import Estimate
+from gc_nc.metrics.jacobian_products import staged, weighted_mean
 
 LossFn = Callable[[Any], jax.Array]
 
@@ -27,17 +32,24 @@ LossFn = Callable[[Any], jax.Array]
 def squared_gradient_norm(loss_fn: LossFn, params: Any) -> Float[Array, ""]:
     """|g|^2, summed over all parameters. In (loss units / parameter units)^2.
 
+    Gradients below 1e-19 have squares that float32 flushes to 0.
+
     Raises:
       ValueError: a loss that is not a real scalar, or parameters that are not floating point.
     """
-    return _compute(lambda loss, theta: jnp.sum(jax.grad(loss)(theta) ** 2), loss_fn, params)
+    return _compile(loss_fn, params)(params, measure=_squared_gradient_norm)
+
+
+def _squared_gradient_norm(loss, theta):
+    return jnp.sum(jax.grad(loss)(theta) ** 2)
 
 
 def hessian_trace(loss_fn: LossFn, params: Any, key: Array, *, num_probes: int = 32) -> Estimate:
     """tr H by Hutchinson's estimator: the mean of v^T H v over random signs v.
 
     Unbiased, with variance 2 sum_{i != j} H_ij^2 / num_probes (Hutchinson 1990), so exact where H
-    is diagonal. Costs `num_probes` Hessian products and memory for one at a time.
+    is diagonal. Costs `num_probes` Hessian products and memory for one at a time; under jit on the
+    CPU the products of a convolutional network are several times slower than outside.
 
     Args:
       loss_fn: parameters to scalar loss.
@@ -55,19 +67,23 @@ def hessian_trace(loss_fn: LossFn, params: Any, key: Array, *, num_probes: int =
     if num_probes < 1:
         raise ValueError(f"num_probes={num_probes} must be at least 1")
 
-    def compute(loss, theta, key):
-        _, hessian_product = jax.linearize(jax.grad(loss), theta)
-        probe = stochtrace.estimator_monte_carlo(
-            stochtrace.monte_carlo_trace(), stochtrace.sampler_signs(theta, num=1)
-        )
-        # One after the other: all at once would hold the activations of every probe.
-        values = jax.lax.map(
-            lambda probe_key: probe(hessian_product, probe_key), jax.random.split(key, num_probes)
-        )
-        sem = jnp.nan if num_probes == 1 else jnp.std(values, ddof=1) / jnp.sqrt(num_probes)
-        return Estimate(jnp.mean(values), jnp.asarray(sem, values.dtype))
+    compiled = _compile(loss_fn, params)
+    keys = jax.random.split(key, num_probes)
+    # One after the other: all at once would hold the activations of every probe. On the host where
+    # it can be, since XLA's CPU loops run convolutions several times slower than outside.
+    if staged():
+        values = jax.lax.map(lambda key: compiled(params, key, measure=_probed_trace), keys)
+    else:
+        values = jnp.stack([compiled(params, key, measure=_probed_trace) for key in keys])
+    return Estimate(*weighted_mean(values, None))
 
-    return _compute(compute, loss_fn, params, key)
+
+def _probed_trace(loss, theta, key):
+    _, hessian_product = jax.linearize(jax.grad(loss), theta)
+    signs = stochtrace.sampler_signs(theta, num=1)
+    return stochtrace.estimator_monte_carlo(stochtrace.monte_carlo_trace(), signs)(
+        hessian_product, key
+    )
 
 
 def hessian_top_eigenvalue(
@@ -95,18 +111,23 @@ def hessian_top_eigenvalue(
     if num_iterations < 1:
         raise ValueError(f"num_iterations={num_iterations} must be at least 1")
 
-    def compute(loss, theta, key):
+    return _compile(loss_fn, params)(params, key, measure=_LanczosTop(num_iterations))
+
+
+@dataclasses.dataclass(frozen=True)
+class _LanczosTop:
+    num_iterations: int
+
+    def __call__(self, loss, theta, key):
         _, hessian_product = jax.linearize(jax.grad(loss), theta)
         start = jax.random.normal(key, theta.shape, theta.dtype)
         # Lanczos squares the products, so they are brought near 1 first.
         size = jnp.max(jnp.abs(hessian_product(start)))
         scale = jnp.where(size == 0, 1, size)
         # hessenberg, which tridiag_sym calls, because it keeps the residual lengths apart.
-        lanczos = decomp.hessenberg(min(num_iterations, theta.size), reortho="full")
+        lanczos = decomp.hessenberg(min(self.num_iterations, theta.size), reortho="full")
         projected = lanczos(lambda v: hessian_product(v) / scale, start).J_small
         return scale * _top_ritz_value(projected)
-
-    return _compute(compute, loss_fn, params, key)
 
 
 def sam_sharpness(loss_fn: LossFn, params: Any, *, rho: float = 0.05) -> Float[Array, ""]:
@@ -126,23 +147,27 @@ def sam_sharpness(loss_fn: LossFn, params: Any, *, rho: float = 0.05) -> Float[A
     Raises:
       ValueError: `rho` negative or not finite, and as `squared_gradient_norm`.
     """
-    if not isinstance(rho, jax.core.Tracer) and not 0 <= rho < float("inf"):
-        raise ValueError(f"rho={rho} must be 0 or more and finite")
+    rho = jnp.asarray(rho, jnp.float32)
+    rho = nan_where(~((rho >= 0) & (rho < jnp.inf)), rho, "rho", "must be 0 or more and finite")
 
-    def compute(loss, theta, rho):
-        value, gradient = jax.value_and_grad(loss)(theta)
-        # Normalised by the largest entry first: squares of tiny gradients would be 0.
-        largest = jax.lax.stop_gradient(jnp.max(jnp.abs(gradient)))
-        moves = largest != 0
-        direction = jnp.where(moves, gradient / jnp.where(moves, largest, 1), 1)
-        step = jnp.where(moves, rho * direction / jnp.sqrt(jnp.sum(direction**2)), 0)
-        return loss(theta + step) - value
-
-    return _compute(compute, loss_fn, params, jnp.asarray(rho, jnp.float32))
+    return _compile(loss_fn, params)(params, rho, measure=_sharpness)
 
 
-def _compute(measure: Callable, loss_fn: LossFn, params: Any, *arguments: Array) -> Any:
-    """measure(loss, theta, *arguments), compiled, with the loss a function of one flat vector."""
+def _sharpness(loss, theta, rho):
+    value, gradient = jax.value_and_grad(loss)(theta)
+    # Normalised by the largest entry first: squares of tiny gradients would be 0.
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(gradient)))
+    moves = largest != 0
+    direction = jnp.where(moves, gradient / jnp.where(moves, largest, 1), 1)
+    step = jnp.where(moves, rho * direction / jnp.sqrt(jnp.sum(direction**2)), 0)
+    return loss(theta + step) - value
+
+
+def _compile(loss_fn: LossFn, params: Any) -> Callable:
+    """Checks both; returns (params, *arguments, measure) -> measure(loss, theta, *arguments).
+
+    The measure is static; the loss it gets is a function of one flat vector in float32 or better.
+    """
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
@@ -150,24 +175,38 @@ def _compute(measure: Callable, loss_fn: LossFn, params: Any, *arguments: Array)
                 f"params{jax.tree_util.keystr(path)} is {dtype}; floating point is needed, so close"
                 " over what is not trained"
             )
-    params = jax.tree.map(
-        lambda leaf: jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32)),
-        params,
-    )
-    if sum(leaf.size for leaf in jax.tree.leaves(params)) == 0:
+    if sum(jnp.size(leaf) for leaf in jax.tree.leaves(params)) == 0:
         raise ValueError("params hold no number; at least 1 parameter is needed")
-    theta, unravel = ravel_pytree(params)
-    output = jax.eval_shape(loss_fn, params)
+    # A new function each time: eval_shape would remember the shape of an old state.
+    output = jax.eval_shape(lambda params: loss_fn(_cast_up(params)), params)
     shape, dtype = getattr(output, "shape", None), getattr(output, "dtype", None)
     if shape != () or not jnp.issubdtype(dtype, jnp.floating):
         described = "a " + type(output).__name__ if dtype is None else f"{dtype}{list(shape)}"
         raise ValueError(f"loss_fn returns {described}; one real scalar of shape () is needed")
+    shared = comparable(loss_fn)
+    if shared is not None:
+        return partial(_evaluate_compiled, shared)
+    return jax.jit(partial(_evaluate, loss_fn), static_argnames="measure")
+
+
+def _cast_up(params):
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32)),
+        params,
+    )
+
+
+def _evaluate(loss_fn, params, *arguments, measure):
+    theta, unravel = ravel_pytree(_cast_up(params))
 
     def loss(theta):
         return jnp.asarray(loss_fn(unravel(theta)), theta.dtype)
 
     with jax.default_matmul_precision("highest"):
-        return jax.jit(lambda theta, *rest: measure(loss, theta, *rest))(theta, *arguments)
+        return measure(loss, theta, *arguments)
+
+
+_evaluate_compiled = jax.jit(_evaluate, static_argnames="measure")
 
 
 def _top_ritz_value(projected: Float[Array, "J J"]) -> Float[Array, ""]:

@@ -1,21 +1,28 @@
-"""Which functions may share one compiled program without ever giving a stale answer."""
+"""Which functions may share one compiled program without giving a stale answer."""
 
 import contextlib
 import dataclasses
+import enum
+import functools
 import types
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
+import numpy as np
 
 from gc_nc.array_types import EmbedFn
+
+# What these libraries export does not change while a program runs.
+_LIBRARIES = ("jax", "jaxlib", "numpy", "flax", "gc_nc")
+_ATOMS = (bool, int, float, complex, str, bytes, type(None), type(...), np.dtype, np.generic)
 
 
 def comparable(embed_fn: EmbedFn) -> jax.tree_util.Partial | None:
     """The same Partial in a form that equals another only if all that it closes over is equal.
 
     None for plain functions, whose identity says nothing of the values they close over, and for a
-    Partial that holds something without a value.
+    Partial that holds or reads something that cannot be compared by value.
     """
     if isinstance(embed_fn, jax.tree_util.Partial):
         with contextlib.suppress(_NoValueError):
@@ -36,32 +43,69 @@ class _FunctionByValue:
 
 
 class _NoValueError(Exception):
-    """Something hashes by identity: equal hashes would not mean equal values."""
+    """Something has an identity but no value: equal hashes would not mean equal contents."""
 
 
 def _value_of(thing: Any, enclosing: tuple) -> Hashable:
     """What a function or a value it holds computes with, as something that compares by value.
 
-    A module updated in place hashes by identity and would give the GC of its old weights, so it has
-    no value here. Globals cannot be followed: as under jax.jit, they must not change.
+    Only what is known to have a value: a module updated in place hashes by identity, inside a tuple
+    too, and would give the GC of its old weights. Attributes of Python modules and what the methods
+    of a class read are not followed: as under jax.jit, they must not change.
     """
+    if isinstance(thing, (type, types.ModuleType)) or _is_of_a_library(thing):
+        return thing
+    # 1 == 1.0 == True and 0.0 == -0.0, but a network may tell them apart.
+    if isinstance(thing, (*_ATOMS, enum.Enum)):
+        return type(thing), repr(thing)
     if any(thing is other for other in enclosing):
+        if isinstance(thing, types.FunctionType):
+            return "recursion", [thing is other for other in enclosing].index(True)
         raise _NoValueError
     enclosing = (*enclosing, thing)
+
+    def values_of(things):
+        return tuple(_value_of(one, enclosing) for one in things)
+
     if isinstance(thing, types.FunctionType):
-        cells = [cell.cell_contents for cell in thing.__closure__ or ()]
-        held = [*cells, *(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
-        return thing.__code__, id(thing.__globals__), *(_value_of(h, enclosing) for h in held)
+        try:
+            cells = [cell.cell_contents for cell in thing.__closure__ or ()]
+        except ValueError as error:
+            raise _NoValueError from error
+        keyword_defaults = (thing.__kwdefaults__ or {}).values()
+        held = [*cells, *(thing.__defaults__ or ()), *keyword_defaults, *_globals_read_by(thing)]
+        return thing.__code__, id(thing.__globals__), values_of(held)
     if isinstance(thing, types.MethodType):
-        return thing.__func__, _value_of(thing.__self__, enclosing)
-    if type(thing).__hash__ in (None, object.__hash__) or type(thing).__module__.startswith("jax."):
-        # The latter: jax wraps a functools.partial, whatever it holds, into a hashable shim.
-        if isinstance(thing, (type, types.ModuleType, types.BuiltinFunctionType)):
-            return thing
-        raise _NoValueError
-    try:
-        hash(thing)
-    except TypeError as error:
-        raise _NoValueError from error
-    # 1 == 1.0 == True, but a network may tell them apart.
-    return type(thing), thing
+        return values_of([thing.__func__, thing.__self__])
+    if isinstance(thing, functools.partial):
+        keywords = sorted(thing.keywords.items())
+        return functools.partial, values_of([thing.func, thing.args, *map(tuple, keywords)])
+    if type(thing) in (tuple, frozenset):
+        # A frozenset iterates in the same order as long as nobody changes it, and nobody can.
+        return type(thing), values_of(thing)
+    if isinstance(thing, tuple) and hasattr(thing, "_fields"):
+        return type(thing), values_of(thing)
+    if dataclasses.is_dataclass(thing) and type(thing).__hash__ not in (None, object.__hash__):
+        return type(thing), values_of(getattr(thing, f.name) for f in dataclasses.fields(thing))
+    raise _NoValueError
+
+
+def _is_of_a_library(thing: Any) -> bool:
+    """Whether it is a function that a library exports, wrapped by jit or not."""
+    module, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", "<locals>")
+    if isinstance(thing, types.BuiltinFunctionType):
+        # A bound one, such as dict.get, has the object that it is bound to in __self__.
+        return isinstance(thing.__self__, (types.ModuleType, type(None)))
+    if not callable(thing) or not isinstance(module, str) or "<locals>" in name:
+        return False
+    return module.partition(".")[0] in _LIBRARIES and not isinstance(thing, types.MethodType)
+
+
+def _globals_read_by(function: types.FunctionType) -> list[Any]:
+    """Values of the globals that the function's code names, in the order of their names."""
+    names, codes = set(), [function.__code__]
+    while codes:
+        code = codes.pop()
+        names.update(code.co_names)
+        codes.extend(c for c in code.co_consts if isinstance(c, types.CodeType))
+    return [function.__globals__[name] for name in sorted(names) if name in function.__globals__]

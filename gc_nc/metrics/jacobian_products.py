@@ -39,16 +39,23 @@ def pull_back(embed_fn, inputs, cotangents_fn) -> jax.Array:
     """(R, n, *input): c^T J(x)."""
     embeddings, vjp_fn = jax.vjp(embed_fn, inputs)
     (products,) = jax.vmap(vjp_fn)(cotangents_fn(embeddings).astype(embeddings.dtype))
-    return products
+    return _where_finite(embeddings, products)
 
 
 def push_forward(embed_fn, inputs, tangents) -> jax.Array:
     """(R, n, K): J(x) u for tangents (R, n, D), by one JVP each."""
 
     def product(tangent):
-        return jax.jvp(embed_fn, (inputs,), (tangent.reshape(inputs.shape),))[1]
+        embeddings, product = jax.jvp(embed_fn, (inputs,), (tangent.reshape(inputs.shape),))
+        return _where_finite(embeddings, product[None])[0]
 
     return jax.vmap(product)(tangents.astype(inputs.dtype))
+
+
+def _where_finite(embeddings, products):
+    """NaN for examples without a finite embedding: ReLU takes NaN to slope 0, "perfectly flat"."""
+    finite = jnp.all(jnp.isfinite(embeddings), axis=1)
+    return jnp.where(finite.reshape(1, -1, *[1] * (products.ndim - 2)), products, jnp.nan)
 
 
 def push_forward_squares(embed_fn, inputs, tangents) -> jax.Array:
@@ -260,12 +267,30 @@ def weighted_mean(values: Array, weights: Array | None) -> tuple[jax.Array, jax.
     """The mean and its standard error; for equal weights std(ddof=1) / sqrt(B)."""
     if weights is None:
         weights = jnp.ones_like(values)
+    # Sums and squares of what float32 only just holds would be out of range.
+    weights = weights / jax.lax.stop_gradient(jnp.max(weights))
+    size = power_of_two_near(jnp.max(jnp.where(weights > 0, jnp.abs(values), 0)))
+    values = values / size
     total = jnp.sum(weights)
     shares = weights / total
     # Divided last: equal values have just that mean.
     mean = jnp.sum(weights * values) / total
     inverse_count = jnp.sum(shares**2)
-    variance = jnp.sum(shares * (values - mean) ** 2) * inverse_count
+    variance = jnp.sum(shares * (values - mean) ** 2) * inverse_count / (1 - inverse_count)
     # The spread of one example is unknown, not 0.
     known = jnp.sum(weights > 0) > 1
-    return mean, jnp.where(known, jnp.sqrt(variance / (1 - inverse_count)), jnp.nan)
+    varies = variance > 0
+    # At 0 the gradient of a square root is NaN; it is taken to be 0.
+    sem = jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1)), 0 * variance)
+    return size * mean, jnp.where(known, size * sem, jnp.nan)
+
+
+def power_of_two_near(size: jax.Array) -> jax.Array:
+    """The power of two at or below a size, by which dividing is exact; 1 for 0, inf and NaN.
+
+    At most 2^125, whose reciprocal XLA may multiply by instead and does not flush to 0.
+    """
+    size = jax.lax.stop_gradient(size)
+    usable = (size > 0) & jnp.isfinite(size)
+    exponent = jnp.frexp(jnp.where(usable, size, 1))[1] - 1
+    return jnp.ldexp(jnp.ones_like(size), jnp.minimum(exponent, 125))

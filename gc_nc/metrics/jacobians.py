@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from gc_nc.array_types import Array, EmbedFn
+from gc_nc.array_types import Array, EmbedFn, check_whole
 from gc_nc.metrics import jacobian_products as products
 
 
@@ -34,7 +34,8 @@ def jacobian_norms(
     elsewhere. Either way the memory in use follows `chunk_size`, not B x K x D.
 
     A plain `embed_fn` is compiled at every call, because its identity says nothing of the values it
-    closes over. Give a `jax.tree_util.Partial`, whose leaves are traced, to compile once.
+    closes over. Give a `jax.tree_util.Partial`, whose leaves are traced, to compile once; as under
+    jax.jit, what it reaches through modules and the methods of classes must not change.
 
     `skip_inactive` is for embeddings that end in ReLU, where the row of a unit at 0 is 0: each
     example then walks only its own units that are not 0, so the cost is the largest number of those
@@ -49,8 +50,9 @@ def jacobian_norms(
         is the most units that are walked for any example, and works under jit and vmap too.
 
     Returns:
-      (B,) float32, in (embedding units / input units)^2. Under jit, NaN for an example that has
-      more active units than `skip_inactive` allows or a row that does not vanish with its unit.
+      (B,) float32, in (embedding units / input units)^2. NaN for an example whose embedding is not
+      finite and, under jit, for one that has more active units than `skip_inactive` allows or a row
+      that does not vanish with its unit.
 
     Raises:
       ValueError: no examples, `chunk_size` below 1, or `embed_fn` does not return (B, K); with
@@ -59,6 +61,10 @@ def jacobian_norms(
     inputs, embedding_dim = products.check_embedding(embed_fn, inputs)
     products.chunk_length(inputs.shape[0], chunk_size)
     input_dim = inputs[0].size
+    if input_dim == 0:
+        return jnp.zeros(inputs.shape[0], inputs.dtype)
+    if isinstance(skip_inactive, np.bool_):
+        skip_inactive = bool(skip_inactive)
     if skip_inactive is not False:
         return _active_norms(embed_fn, inputs, embedding_dim, chunk_size, skip_inactive)
     if input_dim < embedding_dim:
@@ -92,8 +98,8 @@ def geometric_complexity(
       Scalar, float32.
 
     Raises:
-      ValueError: as `jacobian_norms`; weights of another length, negative or (outside jit) all 0.
-        Under jit all-zero weights give NaN.
+      ValueError: as `jacobian_norms`; weights of another length or (outside jit; under jit NaN)
+        negative, not finite or all 0.
     """
     inputs, weights = products.mask_inputs(inputs, weights)
     norms = jacobian_norms(embed_fn, inputs, chunk_size=chunk_size, skip_inactive=skip_inactive)
@@ -173,8 +179,7 @@ def _active_norms(embed_fn, inputs, embedding_dim, chunk_size, limit):
             )
         walked = np.asarray(counts)
     else:
-        if limit < 1:
-            raise ValueError(f"skip_inactive={limit} must be True, False or a number from 1")
+        check_whole(limit, 1, "skip_inactive")
         walked = min(limit, embedding_dim)
     wrong = over_chunks(_inactive_squares) != 0
     short = counts > np.max(walked)

@@ -6,8 +6,9 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from gc_nc.array_types import Array, as_floating, as_weights
-from gc_nc.metrics.class_statistics import ClassStatistics
+from gc_nc.metrics.class_statistics import ClassStatistics, two_sum
 from gc_nc.metrics.collapse_geometry import check_enough_classes
+from gc_nc.metrics.jacobian_products import power_of_two_near
 
 
 def nearest_class_mean(embeddings: Shaped[Array, "B K"], stats: ClassStatistics) -> Int[Array, "B"]:
@@ -34,28 +35,31 @@ def nearest_class_mean(embeddings: Shaped[Array, "B K"], stats: ClassStatistics)
     present = stats.present
     means = jnp.where(present[:, None], stats.mean_offsets, 0)
     residuals = jnp.where(present[:, None], stats.mean_offset_residuals, 0)
-    offsets = embeddings - stats.origin[None]
-    # A scale for each row keeps the squares in range.
-    scale = jnp.maximum(jnp.max(jnp.abs(offsets), axis=1), jnp.max(jnp.abs(means)))
-    scale = jnp.where(scale > 0, scale, 1)[:, None]
+    offsets, offset_residuals = two_sum(embeddings, -stats.origin[None])
 
     def closer(nearest, candidate):
-        label, distance = nearest
+        """A squared distance is `squares` times `scale`^2: it may be out of range itself."""
+        label, scale, squares = nearest
         candidate_label, mean, residual, is_present = candidate
-        difference = ((offsets - mean[None]) - residual[None]) / scale
-        candidate_distance = jnp.sum(difference**2, axis=1)
-        better = is_present & (candidate_distance < distance)
+        difference = (offsets - mean[None]) + (offset_residuals - residual[None])
+        largest = jnp.max(jnp.abs(difference), axis=1)
+        # A power of two, so that ties stay ties.
+        its_scale = jnp.where(largest > 0, power_of_two_near(largest), 0)
+        difference = difference / jnp.where(its_scale > 0, its_scale, 1)[:, None]
+        its_squares = jnp.sum(difference**2, axis=1)
+        better = is_present & (its_squares * (its_scale / scale) ** 2 < squares)
         return (
             jnp.where(better, candidate_label, label),
-            jnp.where(better, candidate_distance, distance),
+            jnp.where(better, its_scale, scale),
+            jnp.where(better, its_squares, squares),
         ), None
 
-    start = jnp.full_like(scale[:, 0], -1, jnp.int32), jnp.full_like(scale[:, 0], jnp.inf)
-    (labels, _), _ = jax.lax.scan(
-        closer, start, (jnp.arange(present.size), means, residuals, present)
-    )
+    infinite = jnp.full_like(offsets[:, 0], jnp.inf)
+    start = jnp.full_like(infinite, -1, jnp.int32), infinite, infinite
+    candidates = jnp.arange(present.size), means, residuals, present
+    (labels, *_), _ = jax.lax.scan(closer, start, candidates)
     known = jnp.all(jnp.isfinite(means)) & (stats.num_present >= 2)
-    return jnp.where(known & jnp.isfinite(scale[:, 0]), labels, -1)
+    return jnp.where(known & jnp.all(jnp.isfinite(offsets), axis=1), labels, -1)
 
 
 def nc4(
@@ -75,7 +79,8 @@ def nc4(
       weights: (B,) not negative, 1 each by default. A row of weight 0 may hold anything.
 
     Returns:
-      Scalar in [0, 1]; NaN where an embedding or a logit that counts is not finite.
+      Scalar in [0, 1]; NaN where an embedding that counts is not finite, or a logit NaN or +inf (a
+        logit of -inf masks a class), or a weight invalid under jit.
 
     Raises:
       ValueError: shapes that do not fit, no examples, labels that are not integers, bad or (outside
@@ -108,7 +113,8 @@ def nc4(
     else:
         raise ValueError(f"predictions are {predictions.dtype}; integers or logits are needed")
     weights = jnp.ones(batch) if weights is None else as_weights(weights, batch)
-    if not isinstance(weights, jax.core.Tracer) and not bool(jnp.any(weights > 0)):
+    any_counts = jnp.any(weights > 0)
+    if not isinstance(any_counts, jax.core.Tracer) and not bool(any_counts):
         raise ValueError("all weights are 0, so no example counts; give one a weight above 0")
     shares = weights / jnp.max(weights)
     value = jnp.sum(jnp.where(labels != nearest, shares, 0)) / jnp.sum(shares)

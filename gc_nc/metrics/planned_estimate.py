@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from gc_nc.array_types import Array, EmbedFn
+from gc_nc.array_types import Array, EmbedFn, as_floating
 from gc_nc.metrics import jacobian_products as products
 from gc_nc.metrics.jacobian_estimators import random_signs
 from gc_nc.metrics.jacobians import jacobian_norms
@@ -66,12 +66,15 @@ def geometric_complexity_to_error(
         sem^2 = (S_b + S_w / m) / n - S_b / N  <=  (relative_error * GC)^2
 
     (a sample without replacement: with all N examples only the probes' error is left) it takes the
-    one that needs least work, n (1 + 1.2 m) forward passes, runs it, and goes on until the standard
-    error that it measures is small enough. Sets of fewer than 64 examples, and errors that would
-    take as many products as there are dimensions, are computed exactly.
+    one that needs least work, n (1 + 1.2 m) forward passes, runs it, measures S_b and S_w anew on
+    all that it has drawn, and goes on until the standard error is small enough. With one probe an
+    example S_b cannot be told from S_w, and the last term is left out. Exact norms of the n
+    examples are one of the plans; sets of fewer than 64 examples, and samples in which nothing but
+    0 was seen, are computed exactly as a whole.
 
     Unlike `estimate_geometric_complexity`, the standard error is about the GC of the N examples
-    themselves, not of a population behind them.
+    themselves, not of a population behind them. Like every standard error it knows only what was
+    drawn: where a few of very many examples carry most of GC, a sample can miss them.
 
     Args:
       embed_fn: pure function (B, *input) -> (B, K) in which examples do not mix; a
@@ -81,92 +84,132 @@ def geometric_complexity_to_error(
       key: a JAX random key.
       relative_error: of one standard error, above 0.
       labels: (N,) integers; classes then help to predict GC.
-      num_pilot: at least 64.
+      num_pilot: examples that are drawn at least, 64 or more.
 
     Returns:
-      PlannedEstimate.
+      PlannedEstimate; mean and sem are NaN where a product that was drawn is not finite.
 
     Raises:
-      ValueError: no examples, arguments out of range, `embed_fn` does not return (B, K), or traced
-        arguments: the plan depends on values, so this function cannot run under jit.
+      ValueError: no examples, arguments out of range, labels that are not integers, `embed_fn` does
+        not return (B, K), or traced arguments: the plan depends on values, so this function cannot
+        run under jit, vmap or grad.
     """
     if not (math.isfinite(relative_error) and relative_error > 0):
         raise ValueError(f"relative_error={relative_error} must be above 0, such as 0.01")
     if num_pilot < 64:
         raise ValueError(f"num_pilot={num_pilot} must be at least 64 to estimate variances")
-    if products.staged() or isinstance(inputs, jax.core.Tracer):
+    leaves = jax.tree.leaves((embed_fn, inputs, key, labels))
+    if products.staged() or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         raise ValueError(
             "geometric_complexity_to_error chooses its plan from values and cannot be traced; use"
             " estimate_geometric_complexity under jit, vmap and grad"
         )
     inputs = inputs if isinstance(inputs, jax.Array) else np.asarray(inputs)
-    num_examples = inputs.shape[0] if inputs.ndim else 0
-    example, embedding_dim = products.check_embedding(embed_fn, inputs[:1])
-    if labels is not None and np.shape(labels) != (num_examples,):
-        raise ValueError(f"labels of shape {np.shape(labels)} for {num_examples} examples")
-    full_rank = min(embedding_dim, example.size)
+    example, embedding_dim = products.check_embedding(
+        embed_fn, inputs[:1] if inputs.ndim else inputs
+    )
+    num_examples = inputs.shape[0]
+    if labels is not None:
+        labels = np.asarray(labels)
+        if labels.shape != (num_examples,) or labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"labels are {labels.dtype}{list(labels.shape)}; {num_examples} integers are needed"
+            )
+    sample = _Sample(embed_fn, inputs, key, full_rank=min(embedding_dim, example.size))
     if num_examples < 64:
-        return _exact(embed_fn, inputs)
-    known = _known_covariates(inputs, labels, num_pilot)
-    order_key, probe_key = jax.random.split(key)
-    order = np.asarray(jax.random.permutation(order_key, num_examples))
+        return sample.exact()
+    known = _known_covariates(inputs, labels, num_pilot)[sample.order]
+    num_pilot = min(num_pilot, num_examples)
+    # Two products or fewer are exact already.
+    m, needed = sample.full_rank, num_pilot
+    if sample.full_rank > 2:
+        pilot = sample.draw(num_pilot, 2)
+        if np.isfinite(pilot).all():
+            fit = _regress(pilot, known)
+            target = relative_error * fit.mean
+            m = _cheapest_num_probes(fit, target, num_examples, sample.full_rank)
+            needed = _num_examples(fit, target, num_examples, m, exact=m == sample.full_rank)
+        else:
+            m = 2
+    for _ in range(_MAX_ROUNDS):
+        needed = min(num_examples, max(num_pilot, math.ceil(needed / _CHUNK) * _CHUNK))
+        values = sample.draw(needed, m)
+        if not np.isfinite(values).all():
+            return PlannedEstimate(jnp.float32(jnp.nan), jnp.float32(jnp.nan), len(values), m)
+        fit = _regress(values, known, exact=m == sample.full_rank)
+        sem = math.sqrt(max(0.0, fit.variance - fit.between * len(values) / num_examples))
+        sem = sem / math.sqrt(len(values))
+        target = relative_error * fit.mean
+        # A mean of 0 without spread is no news of the examples that were not drawn.
+        if target > 0 and sem <= target:
+            probes = 0 if m == sample.full_rank else m
+            return PlannedEstimate(jnp.float32(fit.mean), jnp.float32(sem), len(values), probes)
+        shortfall = (sem / target) ** 2 if target > 0 else math.inf
+        if not math.isfinite(shortfall):
+            break
+        if len(values) < num_examples:
+            needed = math.ceil(len(values) * shortfall * 1.05)
+        else:
+            m = min(sample.full_rank, math.ceil(m * shortfall * 1.1) + 1)
+    return sample.exact()
 
-    def draw(first, last, num_probes, first_probe=0):
-        """(last - first, 3): the products' squares and controls of examples order[first:last]."""
-        rows = order[first:last]
-        keys = jax.vmap(lambda row: jax.random.fold_in(probe_key, row))(jnp.asarray(rows))
+
+class _Sample:
+    """Examples in a random order, with what their probes gave; only what is missing is computed."""
+
+    def __init__(self, embed_fn, inputs, key, full_rank):
+        order_key, self._probe_key = jax.random.split(key)
+        self.order = np.asarray(jax.random.permutation(order_key, inputs.shape[0]))
+        self.full_rank = full_rank
+        self._embed_fn, self._inputs = embed_fn, inputs
+        self._probed, self._norms = np.zeros((0, 0, 3)), np.zeros((0, 1, 3))
+
+    def draw(self, num_examples: int, num_probes: int) -> np.ndarray:
+        """(n, m, 3): squares and controls of each probe; (n, 1, 3), exact, for full rank."""
+        if num_probes == self.full_rank:
+            first = len(self._norms)
+            if first < num_examples:
+                x = self._examples(first, num_examples)
+                norms = np.asarray(jacobian_norms(self._embed_fn, x), np.float64)
+                added = np.pad(norms[:, None, None], ((0, 0), (0, 0), (0, 2)))
+                self._norms = np.concatenate([self._norms, added])
+            return self._norms[:num_examples]
+        if num_probes < self._probed.shape[1]:
+            self._probed = self._probed[:, :num_probes]
+        rows, there = self._probed.shape[:2]
+        if num_probes > there:
+            added = self._probes(0, rows, there, num_probes)
+            self._probed = np.concatenate([self._probed, added], axis=1)
+        if num_examples > rows:
+            added = self._probes(rows, num_examples, 0, num_probes)
+            self._probed = np.concatenate([self._probed, added])
+        return self._probed[:num_examples]
+
+    def exact(self) -> PlannedEstimate:
+        """The mean of the exact norms of all."""
+        mean = jnp.float32(np.mean(self.draw(len(self.order), self.full_rank)[:, 0, 0]))
+        return PlannedEstimate(mean, 0 * mean, len(self.order), 0)
+
+    def _examples(self, first, last):
+        return as_floating(self._inputs[self.order[first:last]], "inputs")
+
+    def _probes(self, first, last, first_probe, last_probe):
+        num_probes = last_probe - first_probe
+        if first == last:
+            return np.zeros((0, num_probes, 3))
+        rows = jnp.asarray(self.order[first:last])
+        keys = jax.vmap(lambda row: jax.random.fold_in(self._probe_key, row))(rows)
         block = _ProbeBlock(num_probes, first_probe)
         chunk = max(1, min(_CHUNK, products.PRODUCTS_PER_BLOCK // num_probes))
+        x = self._examples(first, last)
         return np.asarray(
-            products.sum_over_blocks(embed_fn, jnp.asarray(inputs[rows]), keys, block, chunk),
-            np.float64,
+            products.sum_over_blocks(self._embed_fn, x, keys, block, chunk), np.float64
         )
-
-    drawn = min(num_pilot, num_examples)
-    pilot = [draw(0, drawn, 1, probe) for probe in range(2)]
-    if not np.isfinite(pilot).all():
-        return PlannedEstimate(jnp.float32(jnp.nan), jnp.float32(jnp.nan), drawn, 2)
-    fit = _regress(np.mean(pilot, axis=0), known[order[:drawn]])
-    residuals = [probe[:, 0] - probe[:, 1:] @ fit.control_slopes for probe in pilot]
-    within = float(np.mean((residuals[0] - residuals[1]) ** 2) / 2)
-    between = max(0.0, fit.variance - within / 2)
-    target = relative_error * abs(fit.mean)
-    num_probes = _cheapest_num_probes(between, within, target, num_examples, full_rank)
-    needed = _num_examples(between, within, target, num_examples, num_probes)
-    values = np.mean(pilot[:num_probes], axis=0) if num_probes <= 2 else np.zeros((0, 3))
-    for _ in range(_MAX_ROUNDS):
-        if num_probes >= full_rank:
-            break
-        needed = min(num_examples, math.ceil(needed / _CHUNK) * _CHUNK)
-        if needed > len(values):
-            values = np.concatenate([values, draw(len(values), needed, num_probes)])
-        fit = _regress(values, known[order[: len(values)]])
-        between = max(0.0, fit.variance - within / num_probes)
-        sampled = len(values) / num_examples
-        sem = math.sqrt(max(0.0, fit.variance - sampled * between) / len(values))
-        target = relative_error * abs(fit.mean)
-        if sem <= target:
-            mean, sem = jnp.float32(fit.mean), jnp.float32(sem)
-            return PlannedEstimate(mean, sem, len(values), num_probes)
-        shortfall = (sem / target) ** 2 if target else math.inf
-        if len(values) < num_examples and math.isfinite(shortfall):
-            needed = min(num_examples, math.ceil(len(values) * shortfall * 1.05))
-        elif math.isfinite(shortfall):
-            num_probes = math.ceil(num_probes * shortfall * 1.1) + 1
-            values, needed = np.zeros((0, 3)), num_examples
-        else:
-            break
-    return _exact(embed_fn, inputs)
-
-
-def _exact(embed_fn, inputs):
-    norms = jacobian_norms(embed_fn, inputs)
-    return PlannedEstimate(jnp.mean(norms), jnp.zeros(()), norms.size, 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class _ProbeBlock:
-    """(n, 3): |J^T v|^2, and two controls of mean 0, each a mean over the probes."""
+    """(n, m, 3): |J^T v|^2 of m probes, and two controls of mean 0."""
 
     num_probes: int
     first_probe: int
@@ -184,56 +227,106 @@ class _ProbeBlock:
             return inside**2 - jnp.sum(vectors**2, axis=1)[None]
 
         active = (embeddings != 0).astype(embeddings.dtype)
-        columns = [squares, control(embeddings), control(active)]
-        return jnp.stack([jnp.mean(column, axis=0) for column in columns], axis=1)
+        return jnp.stack([squares, control(embeddings), control(active)], axis=2).swapaxes(0, 1)
 
 
 def _known_covariates(inputs, labels, num_pilot) -> np.ndarray:
     """(N, P) float64: mean and mean square of the pixels, and classes where there are few."""
     columns = []
-    for first in range(0, inputs.shape[0], 1024):
-        rows = np.asarray(inputs[first : first + 1024], np.float64)
-        rows = rows.reshape(rows.shape[0], -1)
-        columns.append(np.stack([rows.mean(axis=1), (rows**2).mean(axis=1)], axis=1))
-    known = np.concatenate(columns)
-    known = np.column_stack([known, np.sqrt(np.maximum(known[:, 1] - known[:, 0] ** 2, 0))])
+    with np.errstate(over="ignore", invalid="ignore"):
+        for first in range(0, inputs.shape[0], 1024):
+            rows = np.asarray(inputs[first : first + 1024]).astype(np.float32, copy=False)
+            rows = rows.reshape(rows.shape[0], -1)
+            squares = np.einsum("nd,nd->n", rows, rows) / rows.shape[1]
+            columns.append(np.stack([rows.mean(axis=1), squares], axis=1))
+        known = np.concatenate(columns).astype(np.float64)
+        known = np.column_stack([known, np.sqrt(np.maximum(known[:, 1] - known[:, 0] ** 2, 0))])
+    # Pixels that are not finite, or whose squares are not, say nothing of the other examples.
+    known = known[:, np.isfinite(known).all(axis=0)]
     if labels is not None:
-        classes = np.unique(np.asarray(labels))
+        classes = np.unique(labels)
         if len(classes) * _EXAMPLES_PER_COVARIATE <= min(num_pilot, len(known)):
             # One is the complement of the others.
-            known = np.column_stack([known, np.asarray(labels)[:, None] == classes[1:]])
+            known = np.column_stack([known, labels[:, None] == classes[1:]])
     return known - known.mean(axis=0)
 
 
 class _Fit(NamedTuple):
+    """The regression estimate, and variances of what it leaves over.
+
+    Attributes:
+      mean: of GC.
+      variance: of an example's mean over its probes.
+      between: the part of it that another draw of probes would not change; 0 where unknown.
+      within: the variance of one probe; NaN where unknown.
+    """
+
     mean: float
     variance: float
-    control_slopes: np.ndarray
+    between: float
+    within: float
 
 
-def _regress(values: np.ndarray, known: np.ndarray) -> _Fit:
-    """Least squares of the squares on covariates that are centred at their known means."""
-    covariates = np.column_stack([values[:, 1:], known])
-    scales = np.sqrt(np.mean(covariates**2, axis=0))
-    scales[scales == 0] = 1
-    design = np.column_stack([np.ones(len(values)), covariates / scales])
-    slopes, _, rank, _ = np.linalg.lstsq(design, values[:, 0], rcond=None)
-    residuals = values[:, 0] - design @ slopes
-    variance = float(np.sum(residuals**2) / (len(values) - rank))
-    return _Fit(float(slopes[0]), variance, slopes[1:3] / scales[:2])
+def _regress(values: np.ndarray, known: np.ndarray, *, exact: bool = False) -> _Fit:
+    """Least squares of the squares on covariates whose means over all examples are 0."""
+    covariates = np.column_stack([values[:, :, 1:].mean(axis=1), known[: len(values)]])
+    # On fewer covariates where they leave an example nothing to check them by; in the end on none,
+    # which is the plain mean.
+    for num_covariates in (covariates.shape[1], 2, 0):
+        fit = _least_squares(values, covariates[:, :num_covariates], exact=exact)
+        if math.isfinite(fit.variance):
+            break
+    return fit
 
 
-def _num_examples(between, within, target, num_examples, num_probes) -> int:
-    needed = target**2 + between / num_examples
-    return math.ceil((between + within / num_probes) / needed) if needed else num_examples
+def _least_squares(values: np.ndarray, covariates: np.ndarray, *, exact: bool) -> _Fit:
+    num_examples, num_probes = values.shape[:2]
+    means = values.mean(axis=1)
+    # About their means here: one that does not vary would pass for the intercept.
+    centre = covariates.mean(axis=0)
+    spread = covariates - centre
+    scales = np.sqrt(np.mean(spread**2, axis=0))
+    varies = scales > 1e-9 * np.max(np.abs(covariates), axis=0, initial=0)
+    design = np.where(varies, spread / np.where(varies, scales, 1), 0)
+    left, singular, right = np.linalg.svd(design, full_matrices=False)
+    kept = singular > 1e-6 * max(singular.max(initial=0), 1e-300)
+    left, singular, right = left[:, kept], singular[kept], right[kept]
+    slopes = right.T @ (left.T @ means[:, 0] / singular)
+    slopes = np.where(varies, slopes / np.where(varies, scales, 1), 0)
+    mean = float(means[:, 0].mean() - centre @ slopes)
+    residuals = means[:, 0] - mean - covariates @ slopes
+    # Divided by what of its value an example leaves to its own residual (HC3): a covariate that
+    # only a few examples share fits those without saying how well.
+    own = 1 - 1 / num_examples - np.sum(left**2, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variance = float(np.mean((residuals / np.where(own > 1e-9, own, 0)) ** 2))
+    variance = math.inf if math.isnan(variance) else variance
+    if exact:
+        within = 0.0
+    elif num_probes > 1:
+        controls = values[:, :, 1 : 1 + min(2, len(slopes))]
+        probes = values[:, :, 0] - controls @ slopes[:2]
+        within = float(np.mean(np.var(probes, axis=1, ddof=1)))
+    else:
+        return _Fit(mean, variance, 0.0, math.nan)
+    return _Fit(mean, variance, max(0.0, variance - within / num_probes), within)
 
 
-def _cheapest_num_probes(between, within, target, num_examples, full_rank) -> int:
+def _num_examples(fit: _Fit, target, num_examples, num_probes, *, exact=False) -> int:
+    """How many examples a plan needs; more than there are where it cannot reach the target."""
+    within = 0.0 if exact else fit.within / num_probes
+    # With one probe the finite set is not made use of.
+    saved = fit.between / num_examples if exact or num_probes > 1 else 0.0
+    allowed = max(target, 0.0) ** 2 + saved
+    needed = (fit.between + within) / allowed if allowed > 0 else math.inf
+    return math.ceil(min(needed, 2.0 * num_examples))
+
+
+def _cheapest_num_probes(fit: _Fit, target, num_examples, full_rank) -> int:
     """The m of least n (1 + cost m) that some n <= N can reach; full_rank means exact."""
-    candidates = sorted({*range(1, 9), *(2**i for i in range(4, 20)), full_rank})
-    costs = {full_rank: num_examples * (1 + _PRODUCT_COST * full_rank)}
-    for m in candidates:
-        n = _num_examples(between, within, target, num_examples, m)
-        if m < full_rank and n <= num_examples:
+    costs = {}
+    for m in sorted({*range(1, 9), *(2**i for i in range(4, 20)), full_rank}):
+        n = _num_examples(fit, target, num_examples, m, exact=m == full_rank)
+        if m <= full_rank and (n <= num_examples or m == full_rank):
             costs[m] = n * (1 + _PRODUCT_COST * m)
     return min(costs, key=costs.get)

@@ -1,5 +1,6 @@
 """Every metric of a network over all of a split, with padding that counts nowhere."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -29,27 +30,73 @@ def gc_subset(seed: int, num_examples: int, subset_size: int) -> np.ndarray:
     return np.sort(rng.permutation(num_examples)[:subset_size]).astype(np.int32)
 
 
+def forward_batch(variables, split, start, *, model, normalization, batch_size):
+    """Logits, embeddings, labels and weights of the examples from `start` on, to be jitted.
+
+    Static shapes: past the end the last example is repeated, with weight 0.
+    """
+    num_examples = split.labels.shape[0]
+    rows = start + jnp.arange(batch_size)
+    weights = (rows < num_examples).astype(jnp.float32)
+    rows = jnp.minimum(rows, num_examples - 1)
+    # Metrics never see TF32, whatever the network trains in.
+    with jax.default_matmul_precision("highest"):
+        inputs = normalize(split.images[rows], normalization)
+        logits, embeddings = model.apply(variables, inputs, train=False)
+    return logits, embeddings, split.labels[rows], weights
+
+
 @partial(
     jax.jit,
     static_argnames=("model", "normalization", "batch_size"),
     donate_argnames="sums",
 )
-def _add_batch(sums, variables, split, start, *, model, normalization, batch_size):
-    num_examples = split.labels.shape[0]
-    rows = start + jnp.arange(batch_size)
-    weights = (rows < num_examples).astype(jnp.float32)
-    rows = jnp.minimum(rows, num_examples - 1)
-    labels = split.labels[rows]
-    # Metrics never see TF32, whatever the network trains in.
-    with jax.default_matmul_precision("highest"):
-        inputs = normalize(split.images[rows], normalization)
-        logits, embeddings = model.apply(variables, inputs, train=False)
+def _add_batch(sums, variables, split, start, **static):
+    logits, embeddings, labels, weights = forward_batch(variables, split, start, **static)
     correct = (jnp.argmax(logits, axis=1) == labels) & (weights > 0)
     return EvaluationSums(
         metrics.update_class_statistics(sums.statistics, embeddings, labels, weights=weights),
         sums.loss + jnp.sum(weights * cross_entropy(logits, labels)),
         sums.num_correct + jnp.sum(correct, dtype=jnp.int32),
     )
+
+
+def evaluation_sums(
+    model: nn.Module,
+    variables: dict,
+    split: ImageSplit,
+    normalization: Normalization,
+    *,
+    num_classes: int,
+    batch_size: int,
+    scatter: bool = False,
+    report: Callable[[], None] | None = None,
+) -> EvaluationSums:
+    """One pass over a split.
+
+    Args:
+      model: gives (logits, embedding).
+      variables: parameters, with the head's at params/head, and running statistics.
+      split: on the device.
+      normalization: of the pixels.
+      num_classes: C.
+      batch_size: examples at a time.
+      scatter: whether the statistics gather it.
+      report: called once each batch is done, which makes the host wait for it.
+    """
+    embedding_dim = variables["params"]["head"]["kernel"].shape[0]
+    sums = EvaluationSums(
+        metrics.init_class_statistics(num_classes, embedding_dim, scatter=scatter),
+        jnp.zeros(()),
+        jnp.zeros((), jnp.int32),
+    )
+    static = {"model": model, "normalization": normalization, "batch_size": batch_size}
+    for start in range(0, split.labels.shape[0], batch_size):
+        sums = _add_batch(sums, variables, split, start, **static)
+        if report:
+            jax.block_until_ready(sums)
+            report()
+    return sums
 
 
 @jax.jit
@@ -90,22 +137,9 @@ def evaluate_split(
     batch_size = min(batch_size, num_examples)
     embed = embed_fn(model, variables)
     inputs = normalize(split.images[subset], normalization)
-    embedding_dim = jax.eval_shape(embed, inputs).shape[1]
-    sums = EvaluationSums(
-        metrics.init_class_statistics(num_classes, embedding_dim),
-        jnp.zeros(()),
-        jnp.zeros((), jnp.int32),
+    sums = evaluation_sums(
+        model, variables, split, normalization, num_classes=num_classes, batch_size=batch_size
     )
-    for start in range(0, num_examples, batch_size):
-        sums = _add_batch(
-            sums,
-            variables,
-            split,
-            start,
-            model=model,
-            normalization=normalization,
-            batch_size=batch_size,
-        )
     gc = metrics.estimate_geometric_complexity(embed, inputs, key, num_probes=gc_probes)
     neural_collapse, geometric_collapse = _collapse(sums.statistics, gc.mean)
     fetched = jax.device_get(

@@ -1,5 +1,6 @@
 """Every metric of a trained network over all of a split, beyond what training itself follows."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -13,14 +14,13 @@ from gc_nc import metrics
 from gc_nc.data.datasets import ImageSplit
 from gc_nc.data.device_batches import Normalization, normalize
 from gc_nc.models import embed_fn
-from gc_nc.training.evaluation import EvaluationSums, gc_subset
+from gc_nc.training.evaluation import evaluation_sums, forward_batch, gc_subset
 from gc_nc.training.finished_run import FinishedRun
 from gc_nc.training.step import cross_entropy
 
 SPLITS = ("train", "test")
 
-#: Flatness is of the loss on so many examples at most, all at once in memory.
-FLATNESS_EXAMPLES = 512
+_TRACE_PROBES, _LANCZOS_ITERATIONS = 16, 16
 
 # Apart from the keys of training.
 _KEY_STREAM = 2
@@ -49,6 +49,7 @@ def measure_run(
     *,
     gc_examples: int,
     gc_probes: int,
+    flatness_examples: int,
     report: Callable[[str], None] = lambda part: None,
 ) -> Iterator[tuple[int, dict[str, SplitMeasurement]]]:
     """Measures checkpoints one after the other; the same numbers every time.
@@ -62,6 +63,7 @@ def measure_run(
       splits: of SPLITS.
       gc_examples: as in `measure_split`.
       gc_probes: as there.
+      flatness_examples: as there.
       report: as there; called `num_reports` times in all.
 
     Yields:
@@ -83,6 +85,7 @@ def measure_run(
                 batch_size=run.config.evaluation.batch_size,
                 gc_examples=gc_examples,
                 gc_probes=gc_probes,
+                flatness_examples=flatness_examples,
                 key=jax.random.fold_in(jax.random.fold_in(key, step), SPLITS.index(name)),
                 class_names=run.dataset.class_names,
                 subset_seed=seed,
@@ -97,13 +100,15 @@ def measure_run(
         yield step, measured
 
 
-def num_reports(run: FinishedRun, steps: Sequence[int], splits: Sequence[str]) -> int:
+def num_reports(
+    run: FinishedRun, steps: Sequence[int], splits: Sequence[str], flatness_examples: int
+) -> int:
     """How often `measure_run` will call `report`."""
     batches = 0
     for name in splits:
         num_examples = len(getattr(run.dataset, name).labels)
         batch_size = min(run.config.evaluation.batch_size, num_examples)
-        batches += 2 * -(-num_examples // batch_size) + 1 + len(_FLATNESS)
+        batches += 2 * -(-num_examples // batch_size) + 1 + len(_FLATNESS) * (flatness_examples > 0)
     return len(steps) * batches
 
 
@@ -117,6 +122,7 @@ def measure_split(
     batch_size: int,
     gc_examples: int,
     gc_probes: int,
+    flatness_examples: int,
     key: jax.Array,
     class_names: Sequence[str],
     subset_seed: int = 0,
@@ -133,9 +139,10 @@ def measure_split(
     construction. Where a class has no example in the subset its GC is unknown and
     poincare_constant is NaN; `note` names it.
 
-    On the first FLATNESS_EXAMPLES of the subset's order, for the mean cross-entropy without L2
-    term and with running statistics: squared_gradient_norm and sam_sharpness. The Hessian's metrics
-    are not here: their loops over products of a convolutional network take many minutes on a CPU.
+    On `flatness_examples` of the same random order, for the mean cross-entropy without L2 term and
+    with running statistics: squared_gradient_norm, sam_sharpness, hessian_trace and its _sem (over
+    probes alone), hessian_top_eigenvalue (a lower estimate). All change with the examples drawn:
+    compare them at the same `flatness_examples` and `subset_seed` only.
 
     Values are inf or NaN where the metrics say so: equal class means, say.
 
@@ -148,36 +155,41 @@ def measure_split(
       batch_size: examples at a time; the last batch is padded, and the padding has weight 0.
       gc_examples: size of the subset, at least 2; all examples if there are fewer.
       gc_probes: Jacobian products an example of the subset.
+      flatness_examples: all at once in memory; all examples if there are fewer, none if 0. Each of
+        33 products with the Hessian costs several times a training step on as many.
       key: of probes and start vectors.
       class_names: C names.
       subset_seed: of the subsets; the same at all checkpoints of a run, to compare them.
       report: called with what was just done, for a progress bar.
 
     Raises:
-      ValueError: `gc_examples` below 2, `gc_probes` below 1 or fewer than two classes.
+      ValueError: `gc_examples` below 2, `gc_probes` below 1, `flatness_examples` below 0 or fewer
+        than two classes.
     """
+    if flatness_examples < 0:
+        raise ValueError(f"flatness_examples={flatness_examples} must be 0 or more")
     if gc_examples < 2:
         raise ValueError(f"gc_examples={gc_examples} must be at least 2")
     num_examples = split.labels.shape[0]
     batch_size = min(batch_size, num_examples)
-    bound = {"model": model, "normalization": normalization}
-    per_batch = {**bound, "batch_size": batch_size}
-    starts = range(0, num_examples, batch_size)
+    per_batch = {"model": model, "normalization": normalization, "batch_size": batch_size}
     gc_key, *flatness_keys = jax.random.split(key, 1 + len(_FLATNESS))
 
     head_kernel = variables["params"]["head"]["kernel"]
-    sums = EvaluationSums(
-        metrics.init_class_statistics(num_classes, head_kernel.shape[0], scatter=True),
-        jnp.zeros(()),
-        jnp.zeros((), jnp.int32),
+    sums = evaluation_sums(
+        model,
+        variables,
+        split,
+        normalization,
+        num_classes=num_classes,
+        batch_size=batch_size,
+        scatter=True,
+        report=lambda: report("class statistics"),
     )
-    for start in starts:
-        sums = jax.block_until_ready(_add_batch(sums, variables, split, start, **per_batch))
-        report("class statistics")
     statistics = sums.statistics
     num_present = int(statistics.num_present)
     num_differing = 0.0
-    for start in starts:
+    for start in range(0, num_examples, batch_size):
         num_differing += float(_nc4_batch(statistics, variables, split, start, **per_batch))
         report("NC4")
 
@@ -192,13 +204,20 @@ def measure_split(
     class_gc = metrics.class_geometric_complexity(norms, split.labels[subset], num_classes)
     report("geometric complexity")
 
-    # A prefix of the same random order, so it lies within the GC subset.
-    flat_subset = gc_subset(subset_seed, num_examples, FLATNESS_EXAMPLES)
-    examples = split.images[flat_subset], split.labels[flat_subset]
     flatness = {}
-    for name, flatness_key in zip(_FLATNESS, flatness_keys, strict=True):
-        flatness |= jax.device_get(_flatness(name, variables, *examples, flatness_key, **bound))
-        report(name.replace("_", " "))
+    if flatness_examples:
+        # A prefix of the same random order, so one lies within the other.
+        flat_subset = gc_subset(subset_seed, num_examples, flatness_examples)
+        loss_fn = jax.tree_util.Partial(
+            _MeanLoss(model),
+            {name: value for name, value in variables.items() if name != "params"},
+            normalize(split.images[flat_subset], normalization),
+            split.labels[flat_subset],
+        )
+        for (name, measure), flatness_key in zip(_FLATNESS.items(), flatness_keys, strict=True):
+            flatness |= jax.device_get(measure(loss_fn, variables["params"], flatness_key))
+            report(name)
+        flatness["flatness_examples"] = len(flat_subset)
 
     collapse = jax.device_get(_collapse(statistics, gc, head_kernel))
     values = {
@@ -216,7 +235,6 @@ def measure_split(
         "poincare_constant": metrics.poincare_constant(statistics, class_gc),
         **flatness,
         "gc_examples": len(subset),
-        "flatness_examples": len(flat_subset),
     }
     return SplitMeasurement(
         {name: float(value) for name, value in values.items()},
@@ -236,36 +254,10 @@ def measurement_table(step: int, measured: dict[str, SplitMeasurement]) -> str:
     return "\n".join(lines + notes)
 
 
-def _forward(variables, split, start, *, model, normalization, batch_size):
-    num_examples = split.labels.shape[0]
-    rows = start + jnp.arange(batch_size)
-    weights = (rows < num_examples).astype(jnp.float32)
-    rows = jnp.minimum(rows, num_examples - 1)
-    # Metrics never see TF32, whatever the network trains in.
-    with jax.default_matmul_precision("highest"):
-        inputs = normalize(split.images[rows], normalization)
-        logits, embeddings = model.apply(variables, inputs, train=False)
-    return logits, embeddings, split.labels[rows], weights
-
-
-_STATIC = ("model", "normalization", "batch_size")
-
-
-@partial(jax.jit, static_argnames=_STATIC, donate_argnames="sums")
-def _add_batch(sums, variables, split, start, **static):
-    logits, embeddings, labels, weights = _forward(variables, split, start, **static)
-    correct = (jnp.argmax(logits, axis=1) == labels) & (weights > 0)
-    return EvaluationSums(
-        metrics.update_class_statistics(sums.statistics, embeddings, labels, weights=weights),
-        sums.loss + jnp.sum(weights * cross_entropy(logits, labels)),
-        sums.num_correct + jnp.sum(correct, dtype=jnp.int32),
-    )
-
-
-@partial(jax.jit, static_argnames=_STATIC)
+@partial(jax.jit, static_argnames=("model", "normalization", "batch_size"))
 def _nc4_batch(statistics, variables, split, start, **static):
     """How many examples of the batch differ; NaN if an embedding is not finite."""
-    logits, embeddings, _, weights = _forward(variables, split, start, **static)
+    logits, embeddings, _, weights = forward_batch(variables, split, start, **static)
     share = metrics.nc4(logits, embeddings, statistics, weights=weights)
     return jnp.round(share * jnp.sum(weights))
 
@@ -294,6 +286,18 @@ def _bounds(measurement: SplitMeasurement, constant: float) -> dict[str, float]:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class _MeanLoss:
+    """Mean cross-entropy with running statistics; equal for equal models, so compiled once."""
+
+    model: nn.Module
+
+    def __call__(self, statistics, inputs, labels, params):
+        variables = {**statistics, "params": params}
+        logits, _ = self.model.apply(variables, inputs, train=False)
+        return jnp.mean(cross_entropy(logits, labels))
+
+
 def _gradient(loss_fn, params, key):
     del key
     return {
@@ -302,21 +306,21 @@ def _gradient(loss_fn, params, key):
     }
 
 
+def _trace(loss_fn, params, key):
+    trace = metrics.hessian_trace(loss_fn, params, key, num_probes=_TRACE_PROBES)
+    return {"hessian_trace": trace.mean, "hessian_trace_sem": trace.sem}
+
+
+def _top_eigenvalue(loss_fn, params, key):
+    top = metrics.hessian_top_eigenvalue(loss_fn, params, key, num_iterations=_LANCZOS_ITERATIONS)
+    return {"hessian_top_eigenvalue": top}
+
+
 _FLATNESS = {
-    "gradient_norm_and_sharpness": _gradient,
+    "gradient norm and sharpness": _gradient,
+    "Hessian trace": _trace,
+    "Hessian top eigenvalue": _top_eigenvalue,
 }
-
-
-# Within a jit of its own: outside, each call would compile the loss anew.
-@partial(jax.jit, static_argnames=("name", "model", "normalization"))
-def _flatness(name, variables, images, labels, key, *, model, normalization):
-    inputs = normalize(images, normalization)
-
-    def mean_loss(params):
-        logits, _ = model.apply({**variables, "params": params}, inputs, train=False)
-        return jnp.mean(cross_entropy(logits, labels))
-
-    return _FLATNESS[name](mean_loss, variables["params"], key)
 
 
 def _note(statistics, class_gc, class_names) -> str:

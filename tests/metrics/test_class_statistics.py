@@ -347,7 +347,7 @@ def statistics_of(z, labels):
                 np.zeros(2, int),
                 weights=np.array([1.0, -2.0]),
             ),
-            "must be 0 or more; one is -2",
+            "weight=-2",
         ),
         (
             lambda: merge_class_statistics(

@@ -415,7 +415,7 @@ def test_wrong_arguments_are_named():
         nc4(labels.astype(np.float32), z, stats)
     with pytest.raises(ValueError, match="no examples"):
         nc4(labels[:0], z[:0], stats)
-    with pytest.raises(ValueError, match="weights must be 0 or more"):
+    with pytest.raises(ValueError, match="must be 0 or more"):
         nc4(labels, z, stats, weights=-np.ones(64))
     with pytest.raises(ValueError, match="all weights are 0"):
         nc4(labels, z, stats, weights=np.zeros(64))

@@ -104,6 +104,102 @@ def test_small_and_degenerate_sets(problem):
     assert np.isnan(broken.mean)
 
 
+def z_value(found, exact):
+    return abs(float(found.mean) - exact) / max(float(found.sem), 1e-5 * exact)
+
+
+@pytest.mark.parametrize("case", ["rare class", "identical", "identical but one", "rare image"])
+def test_covariates_that_do_not_vary_in_the_sample(problem, case):
+    """Such a covariate must not pass for the mean, which halved it."""
+    embed, x, _, _ = problem
+    x, labels = x[:3000], None
+    if case == "rare class":
+        labels = np.zeros(3000, int)
+        labels[7] = 1
+    elif case == "rare image":
+        x = x.copy()
+        x[1] *= 100
+    else:
+        x = np.full_like(x, 0.1)
+        if case == "identical but one":
+            x[5] = 1
+    exact = float(np.mean(jacobian_norms(embed, x, chunk_size=3000)))
+    for seed in range(3):
+        found = geometric_complexity_to_error(
+            embed, x, jax.random.key(seed), labels=labels, relative_error=0.05
+        )
+        assert z_value(found, exact) < 4.5
+
+
+@pytest.mark.parametrize("num_of_weight", [1, 60])
+def test_a_set_in_which_few_examples_carry_gc(problem, num_of_weight):
+    # With all or nearly all examples drawn, nothing excuses a wrong standard error.
+    embed, x, _, _ = problem
+    x = np.where(np.arange(1000)[:, None] < num_of_weight, x[:1000], 0)
+
+    def mostly_blank(x):
+        return jnp.tanh(embed(x))
+
+    exact = float(np.mean(jacobian_norms(mostly_blank, x, chunk_size=1000)))
+    for seed in range(3):
+        found = geometric_complexity_to_error(
+            mostly_blank, x, jax.random.key(seed), relative_error=0.05
+        )
+        assert z_value(found, exact) < 4.5
+
+
+def test_many_classes_do_not_fit_the_noise(problem):
+    embed, x, _, _ = problem
+    x, labels = x[:4000], np.arange(4000) % 25
+    exact = float(np.mean(jacobian_norms(embed, x, chunk_size=4000)))
+    z = [
+        z_value(
+            geometric_complexity_to_error(
+                embed, x, jax.random.key(seed), labels=labels, relative_error=0.05
+            ),
+            exact,
+        )
+        for seed in range(12)
+    ]
+    # Two dozen covariates on as many examples gave a standard deviation of 2.3.
+    assert np.sqrt(np.mean(np.square(z))) < 1.7
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.uint8, np.int64, bool])
+def test_inputs_are_cast_up(problem, dtype):
+    embed, x, _, _ = problem
+    x = np.abs(x[:100] * 3).astype(dtype)
+    found = [
+        geometric_complexity_to_error(embed, inputs, jax.random.key(0), relative_error=0.1)
+        for inputs in (x, x.astype(np.float32))
+    ]
+    np.testing.assert_allclose(found[0].mean, found[1].mean, rtol=1e-6)
+
+
+def test_one_bad_image_does_not_hide_the_rest(problem):
+    embed, x, _, _ = problem
+    x = x.copy()
+    x[11] = np.inf
+    found = geometric_complexity_to_error(embed, x, jax.random.key(0), relative_error=0.05)
+    drawn = np.asarray(jax.random.permutation(jax.random.split(jax.random.key(0))[0], len(x)))
+    if 11 in drawn[: found.num_examples]:
+        assert np.isnan(found.mean)
+    else:
+        assert found.mean > 0
+
+
+def test_one_product_is_exact_for_one_dimension(problem):
+    embed, x, _, _ = problem
+
+    def first(x):
+        return embed(x)[:, :1]
+
+    found = geometric_complexity_to_error(first, x, jax.random.key(0), relative_error=0.05)
+    assert found.num_examples < 2500
+    assert found.num_probes == 0
+    assert z_value(found, float(np.mean(jacobian_norms(first, x, chunk_size=6000)))) < 4.5
+
+
 def test_bad_input_is_named(problem):
     embed, x, labels, _ = problem
     key = jax.random.key(0)
@@ -112,6 +208,7 @@ def test_bad_input_is_named(problem):
         ({"relative_error": float("nan")}, "relative_error=nan"),
         ({"num_pilot": 3}, "num_pilot=3"),
         ({"labels": labels[:-1]}, None),
+        ({"labels": labels.astype(float)}, None),
     ):
         with pytest.raises((ValueError, TypeError), match=message):
             geometric_complexity_to_error(embed, x, key, **kwargs)
@@ -119,3 +216,9 @@ def test_bad_input_is_named(problem):
         geometric_complexity_to_error(embed, x[:0], key)
     with pytest.raises(ValueError, match="cannot be traced"):
         jax.jit(lambda x: geometric_complexity_to_error(embed, x, key).mean)(x)
+    with pytest.raises(ValueError, match="cannot be traced"):
+        jax.vmap(lambda key: geometric_complexity_to_error(embed, x, key).mean)(
+            jax.random.split(key, 2)
+        )
+    with pytest.raises(ValueError, match="no example"):
+        geometric_complexity_to_error(embed, x[:0], key)

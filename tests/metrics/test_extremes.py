@@ -1,0 +1,264 @@
+"""Inputs made to make the metrics lie: scales, ties, outliers, dtypes of labels, bad weights."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gc_nc import metrics
+from gc_nc.metrics import class_statistics
+
+KEY = jax.random.key(0)
+
+
+def statistics(embeddings, labels, num_classes, *, weights=None, scatter=False, batch=None):
+    embeddings, labels = np.asarray(embeddings, np.float32), np.asarray(labels)
+    stats = metrics.init_class_statistics(num_classes, embeddings.shape[1], scatter=scatter)
+    for start in range(0, len(labels), batch or len(labels)):
+        rows = slice(start, start + (batch or len(labels)))
+        stats = metrics.update_class_statistics(
+            stats,
+            embeddings[rows],
+            labels[rows],
+            weights=None if weights is None else weights[rows],
+        )
+    return stats
+
+
+@pytest.mark.parametrize(
+    ("dtype", "num_classes", "labels"),
+    [(jnp.uint8, 256, [0, 1, 2]), (jnp.uint8, 300, [0, 100, 255]), (jnp.int8, 128, [0, 1, 127])],
+)
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+def test_the_number_of_classes_need_not_fit_the_labels_dtype(wrap, dtype, num_classes, labels):
+    labels = jnp.array(labels, dtype)
+    update = wrap(metrics.update_class_statistics)
+    stats = update(metrics.init_class_statistics(num_classes, 2), jnp.ones((3, 2)), labels)
+    assert stats.num_out_of_range == 0
+    np.testing.assert_array_equal(stats.counts[labels.astype(int)], 1)
+    class_gc = wrap(partial(metrics.class_geometric_complexity, num_classes=num_classes))(
+        jnp.ones(3), labels
+    )
+    assert jnp.nansum(class_gc) == 3
+
+
+@pytest.mark.parametrize("batch", [None, 7])
+@pytest.mark.parametrize("block_rows", [64, 10**9])
+def test_equal_embeddings_do_not_vary_whatever_their_weights(monkeypatch, block_rows, batch):
+    monkeypatch.setattr(class_statistics, "_CPU_BLOCK_ROWS", block_rows)
+    jax.clear_caches()
+    rng = np.random.default_rng(0)
+    embeddings = np.tile(rng.normal(size=8), (301, 1))
+    labels, weights = rng.integers(0, 5, 301), rng.uniform(0.1, 2, 301)
+    stats = statistics(embeddings, labels, 5, weights=weights, batch=batch)
+    np.testing.assert_array_equal(stats.squared_deviations, 0)
+    # 0 / 0, not the noise of one over that of the other.
+    assert np.isnan(metrics.neural_collapse(stats))
+    assert np.isnan(metrics.poincare_constant(stats, np.zeros(5)))
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize(
+    ("outlier", "separation"), [(1e6, 4e-3), (-1e7, 2e-2), (1e9, 1.0), (0.0, 4e-3)]
+)
+def test_nearest_mean_whatever_came_first(outlier, separation):
+    rng = np.random.default_rng(0)
+    means = (1e4 + separation * rng.normal(size=(9, 16))).astype(np.float32)
+    labels = np.concatenate([[9], np.repeat(np.arange(9), 4)])
+    embeddings = np.concatenate([np.full((1, 16), outlier, np.float32), np.repeat(means, 4, 0)])
+    stats = statistics(embeddings, labels, 10, batch=1)
+    np.testing.assert_array_equal(metrics.nearest_class_mean(means, stats), np.arange(9))
+
+
+def test_nearest_mean_of_values_far_apart():
+    stats = statistics([[1.0], [2.0], [1e25]], [0, 1, 2], 3)
+    nearest = metrics.nearest_class_mean(np.float32([[2], [1], [1e25], [1e24], [1.5]]), stats)
+    # 1.5 is a tie, which the lowest label wins.
+    np.testing.assert_array_equal(nearest, [1, 0, 2, 0, 0])
+    tiny = statistics([[1e-30], [2e-30], [1.0]], [0, 1, 2], 3)
+    np.testing.assert_array_equal(metrics.nearest_class_mean(np.float32([[2e-30]]), tiny), [1])
+
+
+@pytest.mark.parametrize("bad_first", [True, False])
+def test_one_bad_row_spoils_its_own_class_only(bad_first):
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(60, 4)).astype(np.float32)
+    labels = np.arange(60) % 3
+    row = 0 if bad_first else 57
+    embeddings[row] = np.nan
+    stats = statistics(embeddings, labels, 3, batch=30)
+    for class_ in (1, 2):
+        own = embeddings[labels == class_].astype(np.float64)
+        np.testing.assert_allclose(stats.means[class_], own.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(stats.variances[class_], own.var(0).sum(), rtol=1e-5)
+    assert np.isnan(stats.means[0]).all()
+    assert np.isnan(stats.variances[0])
+    assert np.isnan(metrics.neural_collapse(stats))
+
+
+def test_scatter_of_very_many_small_batches():
+    num_batches = 200_000
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(64, 3)).astype(np.float32)
+    stats = metrics.init_class_statistics(1, 3, scatter=True)
+
+    @jax.jit
+    def add_all(stats):
+        def add(i, stats):
+            row = jax.lax.dynamic_slice_in_dim(jnp.asarray(rows), i % 64, 1)
+            return metrics.update_class_statistics(stats, row, jnp.zeros(1, jnp.int32))
+
+        return jax.lax.fori_loop(0, num_batches, add, stats)
+
+    scatter = add_all(stats).scatter
+    drawn = rows.astype(np.float64)
+    # Single floats were off by 5e-5 here; the bias grows with the number of batches.
+    np.testing.assert_allclose(scatter, np.cov(drawn.T, bias=True) * num_batches, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("spread", "distance", "expected"),
+    [
+        # 2 d^2 is past float32, d^2 is not.
+        (1e18, 1.5e19, (1e18 / 1.5e19) ** 2),
+        (1e-12, 1e-10, 1e-4),
+        # d^2 would be flushed: unknown, neither collapse nor equal means.
+        (1e-20, 1e-17, np.nan),
+        (1e-18, 1e-19, np.nan),
+        (1.0, 1e25, np.nan),
+        (1.0, 0.0, np.inf),
+    ],
+)
+def test_cdnv_at_the_ends_of_float32(spread, distance, expected):
+    embeddings = [[-spread], [spread], [distance - spread], [distance + spread]]
+    stats = statistics(embeddings, [0, 0, 1, 1], 2)
+    np.testing.assert_allclose(metrics.neural_collapse(stats), expected, rtol=1e-4)
+    if spread < 1e10:
+        assert (metrics.geometric_collapse(1.0, stats) > 0) | np.isnan(expected)
+
+
+@pytest.mark.parametrize("noise", [1e-2, 1e-3, 1e-4, 0.0])
+def test_nc1_says_when_float32_cannot_tell(noise):
+    """Most of the variance lies outside of what the class means span."""
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(4, 16))
+    labels = np.arange(800) % 4
+    basis = np.linalg.svd(means - means.mean(0))[2][4:7]
+    across = rng.normal(size=(100, 4, 3)) @ basis
+    across = 30 * np.concatenate([across, -across]).reshape(800, 16)
+    z = means[labels] + noise * rng.normal(size=(800, 16)) + across
+    value = float(metrics.nc1(statistics(z, labels, 4, scatter=True)))
+    z = z.astype(np.float32).astype(np.float64)
+    centres = np.stack([z[labels == i].mean(0) for i in range(4)])
+    within = (z - centres[labels]).T @ (z - centres[labels]) / 800
+    between = np.cov(centres.T, bias=True)
+    expected = np.trace(within @ np.linalg.pinv(between, rcond=1e-10)) / 4
+    assert np.isnan(value) or abs(value - expected) < 0.3 * expected
+    assert np.isnan(value) == (noise < 1e-2)
+
+
+@pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf])
+def test_a_bad_weight_is_refused_and_shows_under_jit(bad):
+    weights = np.array([1.0, bad, 1.0, 1.0], np.float32)
+    x, labels = jnp.arange(8.0).reshape(4, 2), np.array([0, 0, 1, 1])
+    good = statistics(x, labels, 2)
+    calls = {
+        "neural_collapse": lambda w: metrics.neural_collapse(
+            metrics.update_class_statistics(
+                metrics.init_class_statistics(2, 2), x, labels, weights=w
+            )
+        ),
+        "geometric_complexity": lambda w: metrics.geometric_complexity(jnp.sin, x, weights=w),
+        "estimate": lambda w: (
+            metrics.estimate_geometric_complexity(jnp.sin, x, KEY, weights=w).mean
+        ),
+        "class_gc": lambda w: metrics.class_geometric_complexity(x[:, 0], labels, 2, weights=w)[0],
+        "nc4": lambda w: metrics.nc4(labels, x, good, weights=w),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match="must be 0 or more and finite"):
+            call(weights)
+        assert np.isnan(jax.jit(call)(weights)), name
+
+
+@pytest.mark.parametrize("scale", [1e9, 1e-12, 1e18, 1e-18])
+def test_standard_errors_whose_squares_are_out_of_range(scale):
+    x = np.array([[1.0], [3], [5], [7]])
+    estimate = metrics.estimate_geometric_complexity(
+        jax.tree_util.Partial(lambda s, x: s * x[:, :1] ** 2, jnp.float32(scale)), x, KEY
+    )
+    norms = (2 * scale * x[:, 0]) ** 2
+    if norms.max() > np.finfo(np.float32).max or norms.min() < 1e-37:
+        return
+    np.testing.assert_allclose(estimate.mean, norms.mean(), rtol=1e-5)
+    np.testing.assert_allclose(estimate.sem, norms.std(ddof=1) / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30, 1e36])
+def test_weights_of_any_scale_and_norms_near_the_largest_float(scale):
+    x = np.array([[1.0, 2], [3, 4], [5, 6]], np.float32)
+    weights = np.array([1.0, 2, 1], np.float32)
+    expected = metrics.geometric_complexity(jnp.square, x, weights=weights)
+    found = metrics.geometric_complexity(jnp.square, x, weights=scale * weights)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    large = metrics.geometric_complexity(lambda x: 1.2e19 * x[:, :1], x)
+    np.testing.assert_allclose(large, 1.44e38, rtol=1e-6)
+
+
+def test_the_gradient_of_a_standard_error_is_finite_without_spread():
+    def sem(weight):
+        embed = jax.tree_util.Partial(lambda w, x: x @ w, weight)
+        return metrics.estimate_geometric_complexity(embed, jnp.ones((4, 2)), KEY).sem
+
+    np.testing.assert_array_equal(jax.grad(sem)(jnp.eye(2)), 0)
+
+
+@pytest.mark.parametrize("method", [None, *metrics.ESTIMATION_METHODS])
+def test_an_embedding_that_is_not_a_number_is_not_flat(method):
+    # ReLU maps NaN to slope 0.
+    x = np.ones((4, 3), np.float32)
+    x[2] = np.nan
+
+    def embed(x):
+        return jax.nn.relu(x @ jnp.ones((3, 3)))
+
+    if method is None:
+        norms = metrics.jacobian_norms(embed, x)
+    else:
+        norms = metrics.estimate_jacobian_norms(embed, x, KEY, method=method)
+    np.testing.assert_array_equal(np.isnan(norms), [False, False, True, False])
+
+
+def test_an_interval_of_norms_near_the_largest_float():
+    interval = metrics.geometric_complexity_interval(
+        np.full(1000, 1e36, np.float32), value_range=2e36, method="hoeffding"
+    )
+    assert interval.lower < 1e36 < interval.upper < 2e36
+    everything = metrics.geometric_complexity_interval(np.ones(5), value_range=np.inf)
+    assert everything == (0, np.inf)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: metrics.nearest_mean_error_bound(0.1, 2.5), "num_classes=2.5 must be a whole"),
+        (lambda: metrics.nearest_mean_error_bound(0.1, 3, np.nan), "num_shots=nan must be a whole"),
+        (lambda: metrics.nearest_mean_error_bound(np.ones(2), 3), "nc has shape"),
+        (lambda: metrics.init_class_statistics(2.5, 3), "num_classes=2.5 must be a whole"),
+        (
+            lambda: metrics.geometric_collapse(-1.0, statistics(np.eye(2), [0, 1], 2)),
+            "gc=-1.0 must be 0 or more",
+        ),
+        (
+            lambda: metrics.geometric_complexity_interval(np.ones(5), value_range=np.ones(2)),
+            "value_range has shape",
+        ),
+    ],
+)
+def test_what_is_no_number_is_refused(call, message):
+    # The tests' type checks may come before our own.
+    with pytest.raises((ValueError, TypeError)) as caught:
+        call()
+    assert message in str(caught.value) or "Type-check" in str(caught.value)

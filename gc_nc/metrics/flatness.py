@@ -24,7 +24,7 @@ from matfree import decomp, stochtrace
 from gc_nc.array_types import Array, nan_where
 from gc_nc.metrics.functions_by_value import comparable
 from gc_nc.metrics.jacobian_estimators import Estimate
-from gc_nc.metrics.jacobian_products import staged, weighted_mean
+from gc_nc.metrics.jacobian_products import staged, varying_like, weighted_mean
 
 LossFn = Callable[[Any], jax.Array]
 
@@ -79,7 +79,7 @@ def hessian_trace(loss_fn: LossFn, params: Any, key: Array, *, num_probes: int =
 
 
 def _probed_trace(loss, theta, key):
-    _, hessian_product = jax.linearize(jax.grad(loss), theta)
+    hessian_product = _hessian_product(loss, theta)
     signs = stochtrace.sampler_signs(theta, num=1)
     return stochtrace.estimator_monte_carlo(stochtrace.monte_carlo_trace(), signs)(
         hessian_product, key
@@ -95,6 +95,7 @@ def hessian_top_eigenvalue(
     most the true one (up to rounding), which it reaches as `num_iterations` grows; it is exact
     after as many iterations as H has different eigenvalues. From a random start (arXiv 1901.10159
     does the same for whole spectra). Holds `num_iterations` vectors of the size of the parameters.
+    Inside `shard_map`, the parameters must be the same on all devices.
 
     Args:
       loss_fn: parameters to scalar loss.
@@ -114,12 +115,17 @@ def hessian_top_eigenvalue(
     return _compile(loss_fn, params)(params, key, measure=_LanczosTop(num_iterations))
 
 
+def _hessian_product(loss, theta):
+    _, product = jax.linearize(jax.grad(loss), theta)
+    return lambda v: product(varying_like(v, theta))
+
+
 @dataclasses.dataclass(frozen=True)
 class _LanczosTop:
     num_iterations: int
 
     def __call__(self, loss, theta, key):
-        _, hessian_product = jax.linearize(jax.grad(loss), theta)
+        hessian_product = _hessian_product(loss, theta)
         start = jax.random.normal(key, theta.shape, theta.dtype)
         # Lanczos squares the products, so they are brought near 1 first.
         size = jnp.max(jnp.abs(hessian_product(start)))

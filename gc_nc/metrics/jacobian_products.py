@@ -38,7 +38,8 @@ def pull_back_squares(embed_fn, inputs, cotangents_fn) -> jax.Array:
 def pull_back(embed_fn, inputs, cotangents_fn) -> jax.Array:
     """(R, n, *input): c^T J(x)."""
     embeddings, vjp_fn = jax.vjp(embed_fn, inputs)
-    (products,) = jax.vmap(vjp_fn)(cotangents_fn(embeddings).astype(embeddings.dtype))
+    cotangents = varying_like(cotangents_fn(embeddings).astype(embeddings.dtype), embeddings)
+    (products,) = jax.vmap(vjp_fn)(cotangents)
     return _where_finite(embeddings, products)
 
 
@@ -170,7 +171,14 @@ def _evaluate_block(embed_fn, inputs, auxiliary, first_row, *, block):
 
     # TF32 and bfloat16 passes would ruin the norm; this governs what embed_fn itself left open.
     with jax.default_matmul_precision("highest"):
+        # The derivative by inputs that all devices share would be summed over the devices.
+        inputs = varying_like(inputs, jax.eval_shape(embed, inputs))
         return block(embed, inputs, auxiliary, first_row)
+
+
+def varying_like(array, like) -> jax.Array:
+    """`array`, as one that differs between the devices of a shard_map if `like` does."""
+    return array + jnp.zeros_like(like, shape=(), dtype=array.dtype)
 
 
 _evaluate_compiled = partial(jax.jit, static_argnames="block")(_evaluate_block)
@@ -213,7 +221,7 @@ def _looped_blocks(block, take, padded, first_rows):
             return total + block(x, aux, row), None
 
         like = jax.eval_shape(block, x, aux, first_rows[0])
-        return jax.lax.scan(add_block, jnp.zeros(like.shape, like.dtype), first_rows)[0]
+        return jax.lax.scan(add_block, jnp.zeros_like(like), first_rows)[0]
 
     return jax.lax.map(chunk_sums, jnp.asarray(padded))
 

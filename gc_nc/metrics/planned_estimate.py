@@ -1,17 +1,21 @@
 """Geometric complexity of a large set to a given relative error, at the least cost.
 
-The estimate of the mean over N examples is a regression estimate (Cochran, Sampling Techniques,
-1977, chapter 7): n random examples b give t_b, the mean of |J^T v|^2 over m probes v, which is
-fitted by least squares on covariates whose mean over the whole set is known,
+Two things make it cheap. **Between examples**, a regression estimate (Cochran, Sampling Techniques,
+1977, chapter 7): n random examples b give t_b, the mean of |J^T c|^2 over m probes c, which is
+fitted by least squares on covariates whose mean over the whole set is known (pixel statistics of
+the input, and its class),
 
     t_b = GC + beta . (a_b - mean a) + residual,
 
-so that only the residual is left to sampling. The covariates are cheap: pixel statistics of the
-input and its class, known for all N; and (v . z)^2 - |z|^2 for the embedding z and for the units
-that are not 0, which the product computes anyway and whose mean over v is 0.
+so that only the residual is left to sampling. **Between probes**, random signs in a basis of the
+example's own: c = Q s + (I - Q Q^T) v, with s and v random signs and Q an orthonormal basis of the
+embedding z and of the main directions in which embeddings vary, cut down to the units that are not
+0. E[c c^T] = I whatever Q, so |J^T c|^2 is unbiased, and its variance is twice the squared
+off-diagonal of J J^T in that basis (and in Q's complement). Q comes near its main eigenvectors.
 """
 
 import dataclasses
+import functools
 import math
 from typing import NamedTuple
 
@@ -28,9 +32,13 @@ from gc_nc.metrics.jacobians import jacobian_norms
 # Cost of one VJP in forward passes: 0.9 to 1.6 was measured, and the plan is flat around it.
 _PRODUCT_COST = 1.2
 _CHUNK = 32
+# Of the embeddings of so many examples, so many main directions; the gain is flat around both.
+_DIRECTION_EXAMPLES, _NUM_DIRECTIONS = 128, 8
 _MAX_ROUNDS = 8
 # Examples a covariate needs before fitting it costs less than it explains.
 _EXAMPLES_PER_COVARIATE = 10
+# Of an image; more are not told apart.
+_MOST_CHANNELS = 4
 
 
 class PlannedEstimate(NamedTuple):
@@ -162,21 +170,22 @@ class _Sample:
         self.order = np.asarray(jax.random.permutation(order_key, inputs.shape[0]))
         self.full_rank = full_rank
         self._embed_fn, self._inputs = embed_fn, inputs
-        self._probed, self._norms = np.zeros((0, 0, 3)), np.zeros((0, 1, 3))
+        self._compiled = products.compile_block(embed_fn)
+        self._probed, self._norms = np.zeros((0, 0)), np.zeros((0, 1))
+        self._directions = None
 
     def draw(self, num_examples: int, num_probes: int) -> np.ndarray:
-        """(n, m, 3): squares and controls of each probe; (n, 1, 3), exact, for full rank."""
+        """(n, m): squares of each probe; (n, 1), exact norms, for full rank."""
         if num_probes == self.full_rank:
             first = len(self._norms)
             if first < num_examples:
                 x = self._examples(first, num_examples)
                 norms = np.asarray(jacobian_norms(self._embed_fn, x), np.float64)
-                added = np.pad(norms[:, None, None], ((0, 0), (0, 0), (0, 2)))
-                self._norms = np.concatenate([self._norms, added])
+                self._norms = np.concatenate([self._norms, norms[:, None]])
             return self._norms[:num_examples]
         if num_probes < self._probed.shape[1]:
             self._probed = self._probed[:, :num_probes]
-        rows, there = self._probed.shape[:2]
+        rows, there = self._probed.shape
         if num_probes > there:
             added = self._probes(0, rows, there, num_probes)
             self._probed = np.concatenate([self._probed, added], axis=1)
@@ -187,65 +196,117 @@ class _Sample:
 
     def exact(self) -> PlannedEstimate:
         """The mean of the exact norms of all."""
-        mean = jnp.float32(np.mean(self.draw(len(self.order), self.full_rank)[:, 0, 0]))
+        mean = jnp.float32(np.mean(self.draw(len(self.order), self.full_rank)))
         return PlannedEstimate(mean, 0 * mean, len(self.order), 0)
 
     def _examples(self, first, last):
         return as_floating(self._inputs[self.order[first:last]], "inputs")
 
+    def _chunks(self, first, last, size, auxiliary, block):
+        """The block's values of examples in the drawn order, `size` at a time."""
+        values = []
+        for start in range(first, last, size):
+            # The remainder is filled up, which keeps the program's shape.
+            places = np.minimum(np.arange(start, start + size), last - 1)
+            x = as_floating(self._inputs[self.order[places]], "inputs")
+            chunk = self._compiled(x, auxiliary(self.order[places]), 0, block=block)
+            values.append(chunk[: last - start])
+        return np.concatenate([np.asarray(chunk, np.float64) for chunk in values])
+
     def _probes(self, first, last, first_probe, last_probe):
         num_probes = last_probe - first_probe
         if first == last:
-            return np.zeros((0, num_probes, 3))
-        rows = jnp.asarray(self.order[first:last])
-        keys = jax.vmap(lambda row: jax.random.fold_in(self._probe_key, row))(rows)
-        block = _ProbeBlock(num_probes, first_probe)
-        chunk = max(1, min(_CHUNK, products.PRODUCTS_PER_BLOCK // num_probes))
-        x = self._examples(first, last)
-        return np.asarray(
-            products.sum_over_blocks(self._embed_fn, x, keys, block, chunk), np.float64
-        )
+            return np.zeros((0, num_probes))
+        if self._directions is None:
+            num_embedded = min(_DIRECTION_EXAMPLES, len(self.order))
+            embedded = self._chunks(0, num_embedded, _CHUNK, lambda rows: None, _embed_block)
+            self._directions = _main_directions(embedded)
+
+        def auxiliary(rows):
+            return _example_keys(self._probe_key, jnp.asarray(rows)), self._directions
+
+        size = max(1, min(_CHUNK, products.PRODUCTS_PER_BLOCK // num_probes))
+        return self._chunks(first, last, size, auxiliary, _ProbeBlock(num_probes, first_probe))
+
+
+@jax.jit
+def _example_keys(key, rows):
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+
+
+def _embed_block(embed_fn, inputs, auxiliary, first_row):
+    del auxiliary, first_row
+    return embed_fn(inputs)
+
+
+def _main_directions(embeddings: np.ndarray) -> jax.Array:
+    """(K, q): principal directions; any others are as right, if not as good."""
+    size = np.max(np.abs(embeddings))
+    if not (np.isfinite(size) and size > 0):
+        return jnp.eye(embeddings.shape[1], _NUM_DIRECTIONS)
+    centred = embeddings / size - np.mean(embeddings / size, axis=0)
+    return jnp.asarray(
+        np.linalg.svd(centred, full_matrices=False)[2][:_NUM_DIRECTIONS].T, "float32"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class _ProbeBlock:
-    """(n, m, 3): |J^T v|^2 of m probes, and two controls of mean 0."""
+    """(n, m): |J^T c|^2 of m probes."""
 
     num_probes: int
     first_probe: int
 
-    def __call__(self, embed_fn, inputs, example_keys, first_row):
+    def __call__(self, embed_fn, inputs, auxiliary, first_row):
         del first_row
+        example_keys, directions = auxiliary
         probes = self.first_probe + jnp.arange(self.num_probes)
-        embeddings, vjp_fn = jax.vjp(embed_fn, inputs)
-        signs = random_signs(example_keys, probes, embeddings.shape[1])
-        (pulled,) = jax.vmap(vjp_fn)(signs.astype(embeddings.dtype))
-        squares = jnp.sum(pulled**2, axis=tuple(range(2, pulled.ndim)))
 
-        def control(vectors):
-            inside = jnp.einsum("rnk,nk->rn", signs, vectors)
-            return inside**2 - jnp.sum(vectors**2, axis=1)[None]
+        def cotangents(embeddings):
+            embeddings = embeddings.astype(jnp.float32)
+            active = (embeddings != 0)[:, :, None]
+            largest = jnp.max(jnp.abs(embeddings), axis=1, keepdims=True)
+            z = embeddings / jnp.where(largest > 0, largest, 1)
+            spanning = jnp.concatenate([z[:, :, None], directions[None] * active], axis=2)
+            basis = jnp.linalg.qr(jnp.nan_to_num(spanning))[0]
+            num_basis, num_units = basis.shape[2], embeddings.shape[1]
+            signs = random_signs(example_keys, probes, num_units + num_basis)
+            rest, inside = signs[:, :, :num_units], signs[:, :, num_units:]
+            inside = inside - _dot("nkq,rnk->rnq", basis, rest)
+            return rest + _dot("nkq,rnq->rnk", basis, inside)
 
-        active = (embeddings != 0).astype(embeddings.dtype)
-        return jnp.stack([squares, control(embeddings), control(active)], axis=2).swapaxes(0, 1)
+        return products.pull_back_squares(embed_fn, inputs, cotangents).T
+
+
+_dot = functools.partial(jnp.einsum, precision="highest")
 
 
 def _known_covariates(inputs, labels, num_pilot) -> np.ndarray:
-    """(N, P) float64: mean and mean square of the pixels, and classes where there are few."""
+    """(N, P) float64: mean and spread of all pixels and of each channel, classes if few."""
+    shape = inputs.shape[1:]
+    num_channels = shape[-1] if len(shape) > 1 and shape[-1] <= _MOST_CHANNELS else 1
+    # A matrix product sums over the pixels of each channel, and much faster than einsum.
+    num_pixels = math.prod(shape) // num_channels
+    channels = np.tile(np.eye(num_channels, dtype=np.float32), (num_pixels, 1)) / num_pixels
     columns = []
     with np.errstate(over="ignore", invalid="ignore"):
         for first in range(0, inputs.shape[0], 1024):
             rows = np.asarray(inputs[first : first + 1024]).astype(np.float32, copy=False)
             rows = rows.reshape(rows.shape[0], -1)
-            squares = np.einsum("nd,nd->n", rows, rows) / rows.shape[1]
-            columns.append(np.stack([rows.mean(axis=1), squares], axis=1))
+            columns.append(np.stack([rows @ channels, rows**2 @ channels], axis=1))
+        # (N, 2, channels), and after those of the channels the same of all pixels.
         known = np.concatenate(columns).astype(np.float64)
-        known = np.column_stack([known, np.sqrt(np.maximum(known[:, 1] - known[:, 0] ** 2, 0))])
+        known = np.concatenate([known, known.mean(axis=2, keepdims=True)], axis=2)
+        spread = np.sqrt(np.maximum(known[:, 1] - known[:, 0] ** 2, 0))
+        known = np.column_stack([known[:, 0], known[:, 1, -1], spread])
     # Pixels that are not finite, or whose squares are not, say nothing of the other examples.
     known = known[:, np.isfinite(known).all(axis=0)]
+    # Nor shall one odd image say much of the mean that the others are held against.
+    known = np.clip(known, *np.quantile(known, (0.005, 0.995), axis=0))
     if labels is not None:
         classes = np.unique(labels)
-        if len(classes) * _EXAMPLES_PER_COVARIATE <= min(num_pilot, len(known)):
+        most = min(num_pilot, len(known)) / _EXAMPLES_PER_COVARIATE
+        if known.shape[1] + len(classes) <= most:
             # One is the complement of the others.
             known = np.column_stack([known, labels[:, None] == classes[1:]])
     return known - known.mean(axis=0)
@@ -269,19 +330,15 @@ class _Fit(NamedTuple):
 
 def _regress(values: np.ndarray, known: np.ndarray, *, exact: bool = False) -> _Fit:
     """Least squares of the squares on covariates whose means over all examples are 0."""
-    covariates = np.column_stack([values[:, :, 1:].mean(axis=1), known[: len(values)]])
-    # On fewer covariates where they leave an example nothing to check them by; in the end on none,
-    # which is the plain mean.
-    for num_covariates in (covariates.shape[1], 2, 0):
-        fit = _least_squares(values, covariates[:, :num_covariates], exact=exact)
-        if math.isfinite(fit.variance):
-            break
-    return fit
+    fit = _least_squares(values, known[: len(values)], exact=exact)
+    # A covariate that leaves an example nothing to check it by: the plain mean has none.
+    return fit if math.isfinite(fit.variance) else _least_squares(values, known[:0], exact=exact)
 
 
 def _least_squares(values: np.ndarray, covariates: np.ndarray, *, exact: bool) -> _Fit:
-    num_examples, num_probes = values.shape[:2]
+    num_examples, num_probes = values.shape
     means = values.mean(axis=1)
+    covariates = covariates if len(covariates) else np.zeros((num_examples, 0))
     # About their means here: one that does not vary would pass for the intercept.
     centre = covariates.mean(axis=0)
     spread = covariates - centre
@@ -291,25 +348,29 @@ def _least_squares(values: np.ndarray, covariates: np.ndarray, *, exact: bool) -
     left, singular, right = np.linalg.svd(design, full_matrices=False)
     kept = singular > 1e-6 * max(singular.max(initial=0), 1e-300)
     left, singular, right = left[:, kept], singular[kept], right[kept]
-    slopes = right.T @ (left.T @ means[:, 0] / singular)
+    slopes = right.T @ (left.T @ means / singular)
     slopes = np.where(varies, slopes / np.where(varies, scales, 1), 0)
-    mean = float(means[:, 0].mean() - centre @ slopes)
-    residuals = means[:, 0] - mean - covariates @ slopes
+    mean = float(means.mean() - centre @ slopes)
+    residuals = means - mean - covariates @ slopes
     # Divided by what of its value an example leaves to its own residual (HC3): a covariate that
     # only a few examples share fits those without saying how well.
     own = 1 - 1 / num_examples - np.sum(left**2, axis=1)
+    # The mean is a weighted one of the examples: 1 / n each, and more where the sample is far from
+    # the covariates' means over all.
+    slopes_to_mean = np.where(varies, centre / np.where(varies, scales, 1), 0)
+    weights = 1 / num_examples - left @ ((right @ slopes_to_mean) / singular)
+    inflation = num_examples * float(np.sum(weights**2))
     with np.errstate(divide="ignore", invalid="ignore"):
-        variance = float(np.mean((residuals / np.where(own > 1e-9, own, 0)) ** 2))
+        errors = weights * residuals / np.where(own > 1e-9, own, 0)
+        variance = num_examples * float(np.sum(errors**2))
     variance = math.inf if math.isnan(variance) else variance
     if exact:
         within = 0.0
     elif num_probes > 1:
-        controls = values[:, :, 1 : 1 + min(2, len(slopes))]
-        probes = values[:, :, 0] - controls @ slopes[:2]
-        within = float(np.mean(np.var(probes, axis=1, ddof=1)))
+        within = float(np.mean(np.var(values, axis=1, ddof=1)))
     else:
         return _Fit(mean, variance, 0.0, math.nan)
-    return _Fit(mean, variance, max(0.0, variance - within / num_probes), within)
+    return _Fit(mean, variance, max(0.0, variance - inflation * within / num_probes), within)
 
 
 def _num_examples(fit: _Fit, target, num_examples, num_probes, *, exact=False) -> int:

@@ -42,6 +42,11 @@ def test_every_metric_of_a_finished_run(tiny_run, capsys):
     for split in ("train", "test"):
         assert values[f"{split}/num_classes_present"] == 2
         assert 0 <= values[f"{split}/nc4"] <= 1
+        assert values[f"{split}/squared_gradient_norm"] > 0
+        assert np.isfinite(values[f"{split}/hessian_trace"])
+        assert values[f"{split}/hessian_trace_sem"] > 0
+        assert np.isfinite(values[f"{split}/hessian_top_eigenvalue"])
+        assert values[f"{split}/flatness_examples"] == 10
         per_class = values[f"{split}/neural_collapse_bound_per_class"]
         assert 2 * per_class <= values[f"{split}/neural_collapse_bound_paper"] * (1 + 1e-5)
         picture = workdir / "figures" / f"cdnv_{split}_8.png"
@@ -55,6 +60,7 @@ def test_every_metric_of_a_finished_run(tiny_run, capsys):
         ({"step": "7"}, "7"),
         ({"step": "newest"}, "must be latest, all or a number"),
         ({"splits": ["val"]}, "--splits=val must be train, test"),
+        ({"splits": []}, "--splits= must be train, test"),
         ({"data_dir": str(workdir / "nowhere")}, "nowhere"),
     ):
         with pytest.raises(InputError, match=message) as caught:

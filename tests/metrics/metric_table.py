@@ -107,8 +107,8 @@ class Metric(NamedTuple):
     call: Callable
     #: Arguments it is differentiated by.
     smooth: str = ""
-    #: False where it runs outside jit like another one of the table.
-    eager: bool = True
+    #: False for methods of an estimate that differ from another's in what they draw alone.
+    typical: bool = True
 
     @property
     def names(self):
@@ -125,7 +125,7 @@ def estimate(method, num_probes):
             of(embed, params), inputs, KEY, method=method, num_probes=num_probes, weights=weights
         )
 
-    return Metric(call, "params inputs weights", eager=method == "output_probes")
+    return Metric(call, "params inputs weights", typical=method == "output_probes")
 
 
 METRICS = {
@@ -212,8 +212,8 @@ METRICS = {
     ),
     "squared_gradient_norm": of_loss(metrics.squared_gradient_norm),
     "sam_sharpness": of_loss(metrics.sam_sharpness, rho=0.5),
-    "hessian_trace": of_loss(metrics.hessian_trace, key=KEY, num_probes=3),
-    "hessian_top_eigenvalue": of_loss(metrics.hessian_top_eigenvalue, key=KEY, num_iterations=4),
+    "hessian_trace": of_loss(metrics.hessian_trace, key=KEY, num_probes=2),
+    "hessian_top_eigenvalue": of_loss(metrics.hessian_top_eigenvalue, key=KEY, num_iterations=3),
 }
 
 

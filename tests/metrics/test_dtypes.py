@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gc_nc import metrics
+from tests.metrics import metric_table
 from tests.metrics.metric_table import (
     DATA,
     KEY,
@@ -33,6 +34,10 @@ def embed_in_bfloat16(params, x):
     return embed(jax.tree.map(half, params), half(x))
 
 
+def loss_in_bfloat16(params):
+    return jnp.mean(embed_in_bfloat16(params, DATA["inputs"]) ** 3)
+
+
 def given_as(dtype, key, value):
     """An argument in this dtype, where that is one of its dtypes."""
     whole = np.dtype(dtype).kind in "biu"
@@ -45,7 +50,7 @@ def given_as(dtype, key, value):
     return (jnp if dtype in (jnp.bfloat16, jnp.float16) else np).asarray(value, dtype)
 
 
-@every_metric(of=lambda metric: metric.eager)
+@every_metric(of=lambda metric: metric.typical)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, np.uint8, np.int64, np.float64, bool])
 def test_other_dtypes_are_cast_up_first(name, dtype):
     names = METRICS[name].names
@@ -61,10 +66,11 @@ def test_other_dtypes_are_cast_up_first(name, dtype):
     assert_close(value, METRICS[name].call(**cast), rtol=0)
 
 
-@every_metric(of=lambda metric: "params" in metric.names)
+@every_metric(of=lambda metric: "params" in metric.names and metric.typical)
 def test_networks_in_bfloat16_are_measured_in_float32(name, monkeypatch):
     expected, _ = program(name)(arguments_of(name))
-    monkeypatch.setattr("tests.metrics.metric_table.embed", embed_in_bfloat16)
+    monkeypatch.setattr(metric_table, "embed", embed_in_bfloat16)
+    monkeypatch.setattr(metric_table, "loss", loss_in_bfloat16)
     value = jit(METRICS[name].call)(**arguments_of(name))
     assert_float32(value)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(value))
@@ -72,6 +78,7 @@ def test_networks_in_bfloat16_are_measured_in_float32(name, monkeypatch):
     # rtol: 8 bits; a second derivative or a difference of losses loses more of them.
     rtol = 0.02 if "inputs" in METRICS[name].names else 0.2
     np.testing.assert_allclose(size, expected_size, rtol=rtol)
+    assert size != expected_size
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, np.uint8, np.float64])

@@ -36,6 +36,15 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="no GPU"))
 
 
+@pytest.fixture(autouse=True)
+def _quick_compilation(request):
+    """Whole networks are compiled for a few steps; only the metrics' tests want XLA at its best."""
+    with_care = "metrics" in request.path.parts or request.path.suffix != ".py"
+    jax.config.update("jax_disable_most_optimizations", not with_care)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def tiny_run(tmp_path):
     """(config, workdir) of a run of 8 steps on 10 random images, batch 2; a second or two long."""

@@ -14,7 +14,7 @@ def test_one_json_object_a_row_and_a_picture(tiny_run, tmp_path, capsys, monkeyp
     loop.train(config, workdir)
     capsys.readouterr()
     # Every number of products is a program to compile.
-    monkeypatch.setattr(estimators, "_PRODUCTS", (1, 3))
+    monkeypatch.setattr(estimators, "_PRODUCTS", (3,))
     monkeypatch.setattr(estimators, "_REPETITIONS", 1)
     flags.FLAGS.mark_as_parsed()
     figure = tmp_path / "figures" / "errors.png"

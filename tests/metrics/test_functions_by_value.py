@@ -14,6 +14,7 @@ from flax import nnx
 
 from gc_nc.metrics import geometric_complexity
 from gc_nc.metrics.functions_by_value import comparable
+from gc_nc.metrics.jacobian_products import _evaluate_compiled
 
 Partial = jax.tree_util.Partial
 Pair = namedtuple("Pair", "module other")
@@ -122,3 +123,69 @@ def test_what_is_equal_shares_a_program():
         assert first is not None
         assert first.func == second.func
         assert hash(first.func) == hash(second.func)
+
+
+def test_a_module_itself_updated_in_place_is_measured_anew():
+    model = nnx.Linear(1, 1, use_bias=False, rngs=nnx.Rngs(0))
+    for fn in (model, Partial(model), Partial(lambda x: model(x))):
+        for scale in (3.0, 1.0):
+            model.kernel[...] = jnp.full((1, 1), scale)
+            assert geometric_complexity(fn, jnp.ones((2, 1))) == scale**2
+
+
+def test_a_partial_of_a_closure_or_a_default_that_changed_is_measured_anew():
+    scale = 1.0
+    scales = [1.0]
+
+    def closure(x):
+        return scale * x
+
+    def default(x, held=scales):
+        return held[0] * x
+
+    fns = [
+        closure,
+        default,
+        functools.partial(lambda held, x: held[0] * x, scales),
+        Partial(lambda x: closure(x)),
+    ]
+    for value in (1.0, 3.0):
+        scale = scales[0] = value
+        for fn in fns:
+            fn = fn if isinstance(fn, Partial) else Partial(fn)
+            assert geometric_complexity(fn, jnp.ones((2, 1))) == value**2
+
+
+def test_a_function_that_holds_itself():
+    def embed(x, depth=1):
+        return embed(3 * x, depth - 1) if depth else x
+
+    assert geometric_complexity(Partial(embed), jnp.ones((2, 1))) == 9
+
+
+def test_a_partial_that_closes_over_values_compiles_once():
+    model = nn.Dense(2)
+    variables = model.init(jax.random.key(0), jnp.ones((1, 3)))
+
+    def embed(variables, x):
+        return model.apply(variables, x)
+
+    first = geometric_complexity(Partial(embed, variables), jnp.ones((2, 3)))
+    before = _evaluate_compiled._cache_size()
+    doubled = jax.tree.map(lambda v: 2 * v, variables)
+    second = geometric_complexity(Partial(embed, doubled), jnp.ones((2, 3)))
+    assert _evaluate_compiled._cache_size() == before
+    np.testing.assert_allclose(second, 4 * first, rtol=1e-6)
+
+
+def test_a_partial_compiles_once():
+    weight = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+
+    def gc_of(scale):
+        fn = Partial(lambda w, x: x @ w, scale * weight)
+        return geometric_complexity(fn, jnp.ones((2, 2)))
+
+    np.testing.assert_allclose(gc_of(1), 30)
+    before = _evaluate_compiled._cache_size()
+    np.testing.assert_allclose([gc_of(2), gc_of(3)], [120, 270])
+    assert _evaluate_compiled._cache_size() == before

@@ -8,14 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from flax import nnx
 
 from gc_nc.metrics import (
     estimate_geometric_complexity,
     geometric_complexity,
     jacobian_norms,
 )
-from gc_nc.metrics.jacobian_products import _evaluate_compiled
 
 WEIGHT = jnp.array([[1.0, 2.0], [3.0, 4.0]])  # |W|_F^2 = 30
 
@@ -326,73 +324,6 @@ def test_probes_differ_between_examples_keys_and_probes():
     assert estimate_geometric_complexity(embed, jnp.ones((50, 2)), jax.random.key(0)).sem > 0
     many = estimate_geometric_complexity(embed, jnp.ones((1, 2)), jax.random.key(0), num_probes=200)
     assert abs(float(many.mean) - 30) < 4 * 22 / np.sqrt(200)
-
-
-# Other libraries and compiled programs.
-
-
-def test_a_module_updated_in_place_is_measured_anew():
-    model = nnx.Linear(1, 1, use_bias=False, rngs=nnx.Rngs(0))
-    for fn in (model, jax.tree_util.Partial(model), jax.tree_util.Partial(lambda x: model(x))):
-        for scale in (3.0, 1.0):
-            model.kernel[...] = jnp.full((1, 1), scale)
-            assert geometric_complexity(fn, jnp.ones((2, 1))) == scale**2
-
-
-def test_a_partial_of_a_closure_or_a_default_that_changed_is_measured_anew():
-    scale = 1.0
-    scales = [1.0]
-
-    def closure(x):
-        return scale * x
-
-    def default(x, held=scales):
-        return held[0] * x
-
-    fns = [
-        closure,
-        default,
-        partial(lambda held, x: held[0] * x, scales),
-        jax.tree_util.Partial(lambda x: closure(x)),
-    ]
-    for value in (1.0, 3.0):
-        scale = scales[0] = value
-        for fn in fns:
-            fn = fn if isinstance(fn, jax.tree_util.Partial) else jax.tree_util.Partial(fn)
-            assert geometric_complexity(fn, jnp.ones((2, 1))) == value**2
-
-
-def test_a_function_that_holds_itself():
-    def embed(x, depth=1):
-        return embed(3 * x, depth - 1) if depth else x
-
-    assert geometric_complexity(jax.tree_util.Partial(embed), jnp.ones((2, 1))) == 9
-
-
-def test_a_partial_that_closes_over_values_compiles_once():
-    model = nn.Dense(2)
-    variables = model.init(jax.random.key(0), jnp.ones((1, 3)))
-
-    def embed(variables, x):
-        return model.apply(variables, x)
-
-    first = geometric_complexity(jax.tree_util.Partial(embed, variables), jnp.ones((2, 3)))
-    before = _evaluate_compiled._cache_size()
-    doubled = jax.tree.map(lambda v: 2 * v, variables)
-    second = geometric_complexity(jax.tree_util.Partial(embed, doubled), jnp.ones((2, 3)))
-    assert _evaluate_compiled._cache_size() == before
-    np.testing.assert_allclose(second, 4 * first, rtol=1e-6)
-
-
-def test_a_partial_compiles_once():
-    def gc_of(scale):
-        fn = jax.tree_util.Partial(linear, weight=scale * WEIGHT)
-        return geometric_complexity(fn, jnp.ones((2, 2)))
-
-    np.testing.assert_allclose(gc_of(1), 30)
-    before = _evaluate_compiled._cache_size()
-    np.testing.assert_allclose([gc_of(2), gc_of(3)], [120, 270])
-    assert _evaluate_compiled._cache_size() == before
 
 
 def test_tf32_is_never_used():

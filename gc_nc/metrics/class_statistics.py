@@ -287,21 +287,22 @@ def _block_statistics(
     safe_counts = jnp.where(present, counts[:, None], 1)
     # Any centre near the class will do, hence no gradient. Differences from a near one are all but
     # exact, so that centre + correction is the mean to far more digits than one float holds, and
-    # S_i is second order in the rounding. From a member of the class, so that equal embeddings have
-    # exactly their value as mean.
+    # S_i is second order in the rounding. A member of the class where it is as near as the rounding
+    # of a long sum, so that equal embeddings have exactly their value as mean.
+    centers = _rounded(class_sums(embeddings * weights[:, None]) / safe_counts)
     rows = jnp.where(weights != 0, jnp.arange(labels.size), labels.size)
     first = jax.ops.segment_min(rows, labels, num_classes)
     members = embeddings[jnp.minimum(first, labels.size - 1)]
-    shifts = class_sums((embeddings - members[labels]) * weights[:, None]) / safe_counts
-    centers = jax.lax.stop_gradient(jnp.where(present, members + _rounded(shifts), 0))
+    near = jnp.abs(members - centers) <= 1e-5 * jnp.abs(members)
+    centers = jax.lax.stop_gradient(jnp.where(near & present, members, centers))
     deviations = embeddings - centers[labels]
     corrections = _rounded(class_sums(deviations * weights[:, None]) / safe_counts)
     deviations = deviations - corrections[labels]
 
     safe_total = jnp.where(jnp.any(present), jnp.sum(counts), 1)
     # A class that is not finite must not reach the others.
-    near = jnp.where(jnp.isfinite(centers), centers, 0)
-    origin = _rounded(jnp.sum(near * counts[:, None], axis=0) / safe_total)
+    finite = jnp.where(jnp.isfinite(centers), centers, 0)
+    origin = _rounded(jnp.sum(finite * counts[:, None], axis=0) / safe_total)
     origin = jax.lax.stop_gradient(origin)
     offsets, residuals = _add((centers, corrections), (-origin[None], 0))
     scatter_sum = _outer_sum(deviations * weights[:, None], deviations) if scatter else None

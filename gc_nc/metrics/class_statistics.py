@@ -299,10 +299,11 @@ def _block_statistics(
     corrections = _rounded(class_sums(deviations * weights[:, None]) / safe_counts)
     deviations = deviations - corrections[labels]
 
-    safe_total = jnp.where(jnp.any(present), jnp.sum(counts), 1)
+    known_counts = jnp.where(jnp.isfinite(counts), counts, 0)
+    safe_total = jnp.where(jnp.any(known_counts != 0), jnp.sum(known_counts), 1)
     # A class that is not finite must not reach the others.
     finite = jnp.where(jnp.isfinite(centers), centers, 0)
-    origin = _rounded(jnp.sum(finite * counts[:, None], axis=0) / safe_total)
+    origin = _rounded(jnp.sum(finite * known_counts[:, None], axis=0) / safe_total)
     origin = jax.lax.stop_gradient(origin)
     offsets, residuals = _add((centers, corrections), (-origin[None], 0))
     scatter_sum = _outer_sum(deviations * weights[:, None], deviations) if scatter else None

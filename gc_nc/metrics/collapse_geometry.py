@@ -59,7 +59,7 @@ def nc1(stats: ClassStatistics) -> Float[Array, ""]:
       difference would fall to the pseudo-inverse and read as collapse. NaN where nothing varies as
       well (0 / 0), where the statistics are not finite, and where float32 cannot hold what the
       scatter has along the means: embeddings of scale 1e-18, say, or a spread across the means that
-      is some 3,000 times that along them. Differentiable at constant rank.
+      is some 9,000 times that along one of them. Differentiable at constant rank.
 
     Raises:
       ValueError: no scatter; fewer than two classes present (outside jit; under jit NaN).

@@ -5,9 +5,10 @@ float32 whatever the parameters are held in. Leaves are taken together as one ve
 has as many rows as there are parameters. Its products H v are a linearised gradient; H is never
 formed. Run on one batch these are about that batch's loss: say which, and switch dropout off.
 
-A `jax.tree_util.Partial` of a function of its arguments alone is compiled once for all values of
-its leaves. Any other `loss_fn` is compiled anew by each call, because its identity says nothing of
-the values it closes over; inside the caller's own jit it is part of that program.
+A `jax.tree_util.Partial` is compiled once for all values of its leaves, if all else that its
+function holds compares by value. Any other `loss_fn` is compiled anew by each call, because its
+identity says nothing of the values it closes over; inside the caller's own jit it is part of that
+program.
 """
 
 import dataclasses
@@ -151,7 +152,8 @@ def sam_sharpness(loss_fn: LossFn, params: Any, *, rho: float = 0.05) -> Float[A
       Scalar, in loss units; negative where the step overshoots.
 
     Raises:
-      ValueError: `rho` negative or not finite, and as `squared_gradient_norm`.
+      ValueError: `rho` negative or not finite (outside jit; under jit NaN), and as
+        `squared_gradient_norm`.
     """
     rho = jnp.asarray(rho, jnp.float32)
     rho = nan_where(~((rho >= 0) & (rho < jnp.inf)), rho, "rho", "must be 0 or more and finite")

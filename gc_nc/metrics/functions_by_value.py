@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import enum
 import functools
+import operator
+import sys
 import types
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -50,8 +52,8 @@ def _value_of(thing: Any, enclosing: tuple) -> Hashable:
     """What a function or a value it holds computes with, as something that compares by value.
 
     Only what is known to have a value: a module updated in place hashes by identity, inside a tuple
-    too, and would give the GC of its old weights. Attributes of Python modules and what the methods
-    of a class read are not followed: as under jax.jit, they must not change.
+    too, and would give the GC of its old weights. Attributes of Python modules and of classes, and
+    what methods read, are not followed: as under jax.jit, they must not change.
     """
     if isinstance(thing, (type, types.ModuleType)) or _is_of_a_library(thing):
         return thing
@@ -72,8 +74,8 @@ def _value_of(thing: Any, enclosing: tuple) -> Hashable:
             cells = [cell.cell_contents for cell in thing.__closure__ or ()]
         except ValueError as error:
             raise _NoValueError from error
-        keyword_defaults = (thing.__kwdefaults__ or {}).values()
-        held = [*cells, *(thing.__defaults__ or ()), *keyword_defaults, *_globals_read_by(thing)]
+        by_name = [thing.__kwdefaults__ or {}, vars(thing), _globals_read_by(thing)]
+        held = [*cells, thing.__defaults__, *(tuple(sorted(d.items())) for d in by_name)]
         return thing.__code__, id(thing.__globals__), values_of(held)
     if isinstance(thing, types.MethodType):
         return values_of([thing.__func__, thing.__self__])
@@ -96,16 +98,20 @@ def _is_of_a_library(thing: Any) -> bool:
     if isinstance(thing, types.BuiltinFunctionType):
         # A bound one, such as dict.get, has the object that it is bound to in __self__.
         return isinstance(thing.__self__, (types.ModuleType, type(None)))
-    if not callable(thing) or not isinstance(module, str) or "<locals>" in name:
+    if not isinstance(module, str) or module.partition(".")[0] not in _LIBRARIES:
         return False
-    return module.partition(".")[0] in _LIBRARIES and not isinstance(thing, types.MethodType)
+    # A wrapper bears the name of what it wraps, and may close over anything.
+    try:
+        return operator.attrgetter(name)(sys.modules[module]) is thing
+    except (KeyError, AttributeError):
+        return False
 
 
-def _globals_read_by(function: types.FunctionType) -> list[Any]:
-    """Values of the globals that the function's code names, in the order of their names."""
+def _globals_read_by(function: types.FunctionType) -> dict[str, Any]:
+    """The globals that the function's code names."""
     names, codes = set(), [function.__code__]
     while codes:
         code = codes.pop()
         names.update(code.co_names)
         codes.extend(c for c in code.co_consts if isinstance(c, types.CodeType))
-    return [function.__globals__[name] for name in sorted(names) if name in function.__globals__]
+    return {name: function.__globals__[name] for name in names if name in function.__globals__}

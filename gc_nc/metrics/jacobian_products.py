@@ -288,7 +288,7 @@ def weighted_mean(values: Array, weights: Array | None) -> tuple[jax.Array, jax.
     # The spread of one example is unknown, not 0.
     known = jnp.sum(weights > 0) > 1
     varies = variance > 0
-    # At 0 the gradient of a square root is NaN; it is taken to be 0.
+    # At 0 the gradient of a square root is NaN; it is taken to be 0. NaN stays NaN.
     sem = jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1)), 0 * variance)
     return size * mean, jnp.where(known, size * sem, jnp.nan)
 

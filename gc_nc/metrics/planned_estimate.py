@@ -30,11 +30,10 @@ from gc_nc.metrics.jacobian_estimators import random_signs
 from gc_nc.metrics.jacobians import jacobian_norms
 
 # Cost of one VJP in forward passes: 0.9 to 1.2 was measured on VGG.
-_PRODUCT_COST = 1.0
+_PRODUCT_COST = 1.1
 _CHUNK = 32
 # Of the embeddings of so many examples, so many main directions; the gain is flat around both.
 _DIRECTION_EXAMPLES, _NUM_DIRECTIONS = 64, 8
-_MAX_ROUNDS = 8
 # Examples a covariate needs before fitting it costs less than it explains.
 _EXAMPLES_PER_COVARIATE = 10
 # Of an image; more are not told apart.
@@ -74,7 +73,7 @@ def geometric_complexity_to_error(
         sem^2 = (S_b + S_w / m) / n - S_b / N  <=  (relative_error * GC)^2
 
     (a sample without replacement: with all N examples only the probes' error is left) it takes the
-    one that needs least work, n (1 + m) forward passes, runs it, measures S_b and S_w anew on
+    one that needs least work, n (1 + 1.1 m) forward passes, runs it, measures S_b and S_w anew on
     all that it has drawn, and goes on until the standard error is small enough. With one probe an
     example S_b cannot be told from S_w, and the last term is left out. Exact norms of the n
     examples are one of the plans; sets of fewer than 64 examples, and samples in which nothing but
@@ -82,7 +81,8 @@ def geometric_complexity_to_error(
 
     Unlike `estimate_geometric_complexity`, the standard error is about the GC of the N examples
     themselves, not of a population behind them. Like every standard error it knows only what was
-    drawn: where a few of very many examples carry most of GC, a sample can miss them.
+    drawn: where a few of very many examples carry most of GC, a sample can miss them. It stops at
+    the first draw that passes, so it covers slightly less than a standard error of fixed n.
 
     Args:
       embed_fn: pure function (B, *input) -> (B, K) in which examples do not mix; a
@@ -140,27 +140,27 @@ def geometric_complexity_to_error(
             needed = 0.75 * _num_examples(fit, target, num_examples, m, exact=m == sample.full_rank)
         else:
             m = 2
-    for _ in range(_MAX_ROUNDS):
+    # Every round draws more examples or, once all are drawn, more probes.
+    while True:
         needed = min(num_examples, max(num_pilot, math.ceil(needed / _CHUNK) * _CHUNK))
         values = sample.draw(needed, m)
+        probes = 0 if m == sample.full_rank else m
         if not np.isfinite(values).all():
-            return PlannedEstimate(jnp.float32(jnp.nan), jnp.float32(jnp.nan), len(values), m)
+            return PlannedEstimate(jnp.float32(jnp.nan), jnp.float32(jnp.nan), len(values), probes)
         fit = _regress(values, known, exact=m == sample.full_rank)
         sem = math.sqrt(max(0.0, fit.variance - fit.between * len(values) / num_examples))
         sem = sem / math.sqrt(len(values))
         target = relative_error * fit.mean
         # A mean of 0 without spread is no news of the examples that were not drawn.
         if target > 0 and sem <= target:
-            probes = 0 if m == sample.full_rank else m
             return PlannedEstimate(jnp.float32(fit.mean), jnp.float32(sem), len(values), probes)
         shortfall = (sem / target) ** 2 if target > 0 else math.inf
         if not math.isfinite(shortfall):
-            break
+            return sample.exact()
         if len(values) < num_examples:
             needed = math.ceil(len(values) * shortfall * 1.01)
         else:
             m = min(sample.full_rank, math.ceil(m * shortfall * 1.1) + 1)
-    return sample.exact()
 
 
 class _Sample:
@@ -283,7 +283,7 @@ _dot = functools.partial(jnp.einsum, precision="highest")
 
 
 def _known_covariates(inputs, labels, num_pilot) -> np.ndarray:
-    """(N, P) float64: mean and spread of all pixels and of each channel, classes if few."""
+    """(N, P): means and spreads of all pixels and of each channel, mean square, few classes."""
     shape = inputs.shape[1:]
     num_channels = shape[-1] if len(shape) > 1 and shape[-1] <= _MOST_CHANNELS else 1
     # A matrix product sums over the pixels of each channel, and much faster than einsum.
@@ -298,7 +298,8 @@ def _known_covariates(inputs, labels, num_pilot) -> np.ndarray:
             columns.append(np.stack([rows @ channels, rows**2 @ channels], axis=1))
         # (N, 2, channels), and after those of the channels the same of all pixels.
         known = np.concatenate(columns).astype(np.float64)
-        known = np.concatenate([known, known.mean(axis=2, keepdims=True)], axis=2)
+        if num_channels > 1:
+            known = np.concatenate([known, known.mean(axis=2, keepdims=True)], axis=2)
         spread = np.sqrt(np.maximum(known[:, 1] - known[:, 0] ** 2, 0))
         known = np.column_stack([known[:, 0], known[:, 1, -1], spread])
     # Pixels that are not finite, or whose squares are not, say nothing of the other examples.

@@ -28,6 +28,12 @@ def draw_cdnv(matrix: np.ndarray, class_names: Sequence[str], path: Path, title:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
 
+    class _PlainLogFormatter(LogFormatter):
+        """Labels what LogFormatter does, as 0.06 and not 6e-02."""
+
+        def __call__(self, x, pos=None):
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
     matrix = np.asarray(matrix, float)
     num_classes = len(class_names)
     if matrix.shape != (num_classes, num_classes):
@@ -55,7 +61,9 @@ def draw_cdnv(matrix: np.ndarray, class_names: Sequence[str], path: Path, title:
     )
     # Plain numbers, between the powers of ten too where few of those are in sight.
     bar.ax.yaxis.set_major_formatter("{x:g}")
-    bar.ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.6)))
+    bar.ax.yaxis.set_minor_formatter(
+        _PlainLogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.6))
+    )
     if num_classes <= _MOST_NAMED:
         names = [
             name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"

@@ -104,12 +104,12 @@ def num_reports(
     run: FinishedRun, steps: Sequence[int], splits: Sequence[str], flatness_examples: int
 ) -> int:
     """How often `measure_run` will call `report`."""
-    batches = 0
+    parts = 0
     for name in splits:
         num_examples = len(getattr(run.dataset, name).labels)
         batch_size = min(run.config.evaluation.batch_size, num_examples)
-        batches += 2 * -(-num_examples // batch_size) + 1 + len(_FLATNESS) * (flatness_examples > 0)
-    return len(steps) * batches
+        parts += 2 * -(-num_examples // batch_size) + 1 + len(_FLATNESS) * (flatness_examples > 0)
+    return len(steps) * parts
 
 
 def measure_split(

@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -135,8 +136,7 @@ def test_cdnv_at_the_ends_of_float32(spread, distance, expected):
     embeddings = [[-spread], [spread], [distance - spread], [distance + spread]]
     stats = statistics(embeddings, [0, 0, 1, 1], 2)
     np.testing.assert_allclose(metrics.neural_collapse(stats), expected, rtol=1e-4)
-    if spread < 1e10:
-        assert (metrics.geometric_collapse(1.0, stats) > 0) | np.isnan(expected)
+    assert np.isnan(metrics.geometric_collapse(1.0, stats)) == np.isnan(expected)
 
 
 @pytest.mark.parametrize("noise", [1e-2, 1e-3, 1e-4, 0.0])
@@ -181,6 +181,13 @@ def test_a_bad_weight_is_refused_and_shows_under_jit(bad):
         with pytest.raises(ValueError, match="must be 0 or more and finite"):
             call(weights)
         assert np.isnan(jax.jit(call)(weights)), name
+    spoilt = jax.jit(
+        lambda w: metrics.update_class_statistics(
+            metrics.init_class_statistics(2, 2), x, labels, weights=w
+        )
+    )(weights)
+    np.testing.assert_allclose(spoilt.means[1], [5, 6], rtol=1e-6)
+    assert np.isnan(spoilt.variances[0])
 
 
 @pytest.mark.parametrize("scale", [1e9, 1e-12, 1e18, 1e-18])
@@ -190,8 +197,6 @@ def test_standard_errors_whose_squares_are_out_of_range(scale):
         jax.tree_util.Partial(lambda s, x: s * x[:, :1] ** 2, jnp.float32(scale)), x, KEY
     )
     norms = (2 * scale * x[:, 0]) ** 2
-    if norms.max() > np.finfo(np.float32).max or norms.min() < 1e-37:
-        return
     np.testing.assert_allclose(estimate.mean, norms.mean(), rtol=1e-5)
     np.testing.assert_allclose(estimate.sem, norms.std(ddof=1) / 2, rtol=1e-5)
 
@@ -258,7 +263,10 @@ def test_an_interval_of_norms_near_the_largest_float():
     ],
 )
 def test_what_is_no_number_is_refused(call, message):
-    # The tests' type checks may come before our own.
-    with pytest.raises((ValueError, TypeError)) as caught:
-        call()
-    assert message in str(caught.value) or "Type-check" in str(caught.value)
+    # Users do not have the tests' type checks, which would come first.
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with pytest.raises(ValueError, match=message):
+            call()
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)

@@ -48,6 +48,14 @@ def twice_removed(x):
     return scaled_by_global(x)
 
 
+def with_attribute(module):
+    def function(x):
+        return function.module(x)
+
+    function.module = module
+    return function
+
+
 def closure_over(held):
     return lambda x: held[0](x)
 
@@ -64,6 +72,9 @@ def closure_over(held):
         lambda: LINEAR.__call__,
         lambda: functools.partial(lambda m, x: m(x), LINEAR),
         lambda: types.MethodType(lambda self, x: self(x), LINEAR),
+        lambda: jax.vmap(LINEAR),
+        lambda: functools.wraps(jnp.tanh)(lambda x: LINEAR(x)),
+        lambda: with_attribute(LINEAR),
     ],
 )
 def test_a_module_updated_in_place_is_measured_anew(make):

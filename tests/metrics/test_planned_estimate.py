@@ -205,7 +205,7 @@ def test_one_probe_is_exact_where_the_jacobian_points_along_the_embedding():
     direction = jnp.arange(1.0, 9)
 
     def embed(x):
-        return jnp.sum(x**2, axis=1)[:, None] * direction
+        return jnp.sum(x**2, axis=1)[:, None] * direction[None]
 
     x = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
     sample = planned_estimate._Sample(embed, x, jax.random.key(0), full_rank=10**6)

@@ -324,25 +324,6 @@ def test_the_head_of_an_absent_class_counts_nowhere():
     assert np.isnan(nc3_jitted(stats, other))
 
 
-def test_jit_equals_eager_and_vmap_equals_a_loop():
-    z, labels, head = example()
-    stats = statistics(z, labels, 5)
-    more = [statistics(z + i * head.T[labels], labels, 5) for i in range(3)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *more)
-    for measure in (
-        nc1,
-        nc2,
-        lambda s: nc3(s, head),
-        lambda s: nc4(labels, z, s),
-        lambda s: nearest_class_mean(z, s),
-    ):
-        np.testing.assert_allclose(measure(stats), jax.jit(measure)(stats), rtol=1e-5)
-        mapped = jax.jit(jax.vmap(measure))(stacked)
-        expected = jax.tree.map(lambda *x: np.stack(x), *map(jax.jit(measure), more))
-        for one, other in zip(jax.tree.leaves(mapped), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-5)
-
-
 @pytest.mark.parametrize("dim", [6, 2])
 def test_gradients_against_central_differences(dim):
     z, labels, head = example(dim=dim)
@@ -420,14 +401,3 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="all weights are 0"):
         nc4(labels, z, stats, weights=np.zeros(64))
     assert np.isnan(jax.jit(lambda w: nc4(labels, z, stats, weights=w))(np.zeros(64)))
-
-
-def test_half_precision_embeddings_are_cast_up():
-    z, labels, _ = example()
-    half = jnp.asarray(z, jnp.bfloat16)
-    stats = statistics(np.asarray(half, np.float32), labels, 5)
-    np.testing.assert_array_equal(
-        nearest_class_mean(half, stats), nearest_class_mean(half.astype(jnp.float32), stats)
-    )
-    head = jnp.asarray(np.ones((6, 5)), jnp.bfloat16)
-    assert nc3(stats, head).dtype == jnp.float32

@@ -198,18 +198,6 @@ def test_mixed_precision_parameters_are_cast_up():
         np.testing.assert_array_equal(value, measure(wide))
 
 
-def test_jit_equals_eager():
-    params = network_params()
-    for measure in (
-        lambda p: squared_gradient_norm(network_loss, p),
-        lambda p: tuple(hessian_trace(network_loss, p, KEY, num_probes=4)),
-        lambda p: hessian_top_eigenvalue(network_loss, p, KEY, num_iterations=5),
-        # rtol: a difference of two losses.
-        lambda p: 1 + sam_sharpness(network_loss, p),
-    ):
-        np.testing.assert_allclose(jax.jit(measure)(params), measure(params), rtol=1e-5)
-
-
 def test_a_stale_loss_is_not_kept():
     state = {"scale": 1.0}
 

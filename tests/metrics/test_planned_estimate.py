@@ -10,6 +10,7 @@ from gc_nc.metrics import (
     geometric_complexity_to_error,
     jacobian_norms,
     planned_estimate,
+    regression_estimate,
 )
 
 CLASSES = 4
@@ -217,7 +218,7 @@ def test_one_probe_is_exact_where_the_jacobian_points_along_the_embedding():
 def test_least_squares_is_that_of_the_textbook():
     rng = np.random.default_rng(0)
     a, y = rng.normal(size=(40, 3)) + 0.3, rng.normal(size=(40, 1))
-    fit = planned_estimate._least_squares(y, a, exact=True)
+    fit = regression_estimate.least_squares(y, a, exact=True)
     design = np.column_stack([np.ones(40), a])
     inverse = np.linalg.inv(design.T @ design)
     beta = inverse @ design.T @ y[:, 0]

@@ -1,0 +1,120 @@
+"""Regression estimate of a finite set's mean from a sample.
+
+y_b = mean + beta . (a_b - mean a) + residual, fitted by least squares on the sample. The means of
+the covariates a over the whole set are known, so that only the residual is left to sampling
+(Cochran, Sampling Techniques, 1977, chapter 7). Standard errors from residuals over one minus their
+leverage (HC3; MacKinnon and White 1985).
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+# Examples a covariate needs before fitting it costs less than it explains.
+_EXAMPLES_PER_COVARIATE = 10
+# Of an image; more are not told apart.
+_MOST_CHANNELS = 4
+
+
+class RegressionEstimate(NamedTuple):
+    """The regression estimate, and variances of what it leaves over.
+
+    Attributes:
+      mean: over the whole set.
+      variance: of an example's mean over its probes; over n, that of `mean` for an infinite set.
+      between: the part of it that another draw of probes would not change; 0 where unknown.
+      within: the variance of one probe; NaN where unknown.
+    """
+
+    mean: float
+    variance: float
+    between: float
+    within: float
+
+
+def regress(values: np.ndarray, known: np.ndarray, *, exact: bool = False) -> RegressionEstimate:
+    """The estimate from probes (n, m) and covariates (N, P), of which the first n rows are theirs.
+
+    Args:
+      values: (n, m) probes of each example, whose mean over probes is y_b.
+      known: (N, P) covariates of all examples, of mean 0.
+      exact: y_b does not depend on probes.
+    """
+    fit = least_squares(values, known[: len(values)], exact=exact)
+    # A covariate that leaves an example nothing to check it by: the plain mean has none.
+    return fit if math.isfinite(fit.variance) else least_squares(values, known[:0], exact=exact)
+
+
+def least_squares(values: np.ndarray, covariates: np.ndarray, *, exact: bool) -> RegressionEstimate:
+    """As `regress`, with the sample's own covariates (n, P); none if it has no row."""
+    num_examples, num_probes = values.shape
+    means = values.mean(axis=1)
+    covariates = covariates if len(covariates) else np.zeros((num_examples, 0))
+    # About their means here: one that does not vary would pass for the intercept.
+    centre = covariates.mean(axis=0)
+    spread = covariates - centre
+    scales = np.sqrt(np.mean(spread**2, axis=0))
+    varies = scales > 1e-9 * np.max(np.abs(covariates), axis=0, initial=0)
+    design = np.where(varies, spread / np.where(varies, scales, 1), 0)
+    left, singular, right = np.linalg.svd(design, full_matrices=False)
+    kept = singular > 1e-6 * max(singular.max(initial=0), 1e-300)
+    left, singular, right = left[:, kept], singular[kept], right[kept]
+    slopes = right.T @ (left.T @ means / singular)
+    slopes = np.where(varies, slopes / np.where(varies, scales, 1), 0)
+    mean = float(means.mean() - centre @ slopes)
+    residuals = means - mean - covariates @ slopes
+    # Divided by what of its value an example leaves to its own residual (HC3): a covariate that
+    # only a few examples share fits those without saying how well.
+    own = 1 - 1 / num_examples - np.sum(left**2, axis=1)
+    # The mean is a weighted one of the examples: 1 / n each, and more where the sample is far from
+    # the covariates' means over all.
+    slopes_to_mean = np.where(varies, centre / np.where(varies, scales, 1), 0)
+    weights = 1 / num_examples - left @ ((right @ slopes_to_mean) / singular)
+    inflation = num_examples * float(np.sum(weights**2))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        errors = weights * residuals / np.where(own > 1e-9, own, 0)
+        variance = num_examples * float(np.sum(errors**2))
+    variance = math.inf if math.isnan(variance) else variance
+    if exact:
+        within = 0.0
+    elif num_probes > 1:
+        within = float(np.mean(np.var(values, axis=1, ddof=1)))
+    else:
+        return RegressionEstimate(mean, variance, 0.0, math.nan)
+    return RegressionEstimate(
+        mean, variance, max(0.0, variance - inflation * within / num_probes), within
+    )
+
+
+def known_covariates(inputs, labels, num_pilot) -> np.ndarray:
+    """(N, P): means and spreads of all pixels and of each channel, mean square, few classes."""
+    shape = inputs.shape[1:]
+    num_channels = shape[-1] if len(shape) > 1 and shape[-1] <= _MOST_CHANNELS else 1
+    # A matrix product sums over the pixels of each channel, and much faster than einsum.
+    num_pixels = math.prod(shape) // num_channels
+    channels = np.tile(np.eye(num_channels, dtype=np.float32), (num_pixels, 1)) / num_pixels
+    columns = []
+    with np.errstate(over="ignore", invalid="ignore"):
+        # As many at a time as stay in the cache of a CPU.
+        for first in range(0, inputs.shape[0], 128):
+            rows = np.asarray(inputs[first : first + 128]).astype(np.float32, copy=False)
+            rows = rows.reshape(rows.shape[0], -1)
+            columns.append(np.stack([rows @ channels, rows**2 @ channels], axis=1))
+        # (N, 2, channels), and after those of the channels the same of all pixels.
+        known = np.concatenate(columns).astype(np.float64)
+        if num_channels > 1:
+            known = np.concatenate([known, known.mean(axis=2, keepdims=True)], axis=2)
+        spread = np.sqrt(np.maximum(known[:, 1] - known[:, 0] ** 2, 0))
+        known = np.column_stack([known[:, 0], known[:, 1, -1], spread])
+    # Pixels that are not finite, or whose squares are not, say nothing of the other examples.
+    known = known[:, np.isfinite(known).all(axis=0)]
+    # Nor shall one odd image say much of the mean that the others are held against.
+    known = np.clip(known, *np.quantile(known, (0.005, 0.995), axis=0))
+    if labels is not None:
+        classes = np.unique(labels)
+        most = min(num_pilot, len(known)) / _EXAMPLES_PER_COVARIATE
+        if known.shape[1] + len(classes) <= most:
+            # One is the complement of the others.
+            known = np.column_stack([known, labels[:, None] == classes[1:]])
+    return known - known.mean(axis=0)

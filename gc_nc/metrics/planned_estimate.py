@@ -177,7 +177,7 @@ class _Sample:
         if num_probes == self.full_rank:
             first = len(self._norms)
             if first < num_examples:
-                x = self._examples(first, num_examples)
+                x = self._examples(np.arange(first, num_examples))
                 norms = np.asarray(jacobian_norms(self._embed_fn, x), np.float64)
                 self._norms = np.concatenate([self._norms, norms[:, None]])
             return self._norms[:num_examples]
@@ -197,17 +197,17 @@ class _Sample:
         mean = jnp.float32(np.mean(self.draw(len(self.order), self.full_rank)))
         return PlannedEstimate(mean, 0 * mean, len(self.order), 0)
 
-    def _examples(self, first, last):
-        return as_floating(self._inputs[self.order[first:last]], "inputs")
+    def _examples(self, places):
+        return as_floating(self._inputs[self.order[places]], "inputs")
 
-    def _chunks(self, first, last, size, auxiliary, block):
+    def _chunks(self, first, last, size, auxiliary_of, block):
         """The block's values of examples in the drawn order, `size` at a time."""
         values = []
         for start in range(first, last, size):
             # The remainder is filled up, which keeps the program's shape.
             places = np.minimum(np.arange(start, start + size), last - 1)
-            x = as_floating(self._inputs[self.order[places]], "inputs")
-            chunk = self._compiled(x, auxiliary(self.order[places]), 0, block=block)
+            auxiliary = auxiliary_of(self.order[places])
+            chunk = self._compiled(self._examples(places), auxiliary, 0, block=block)
             values.append(chunk[: last - start])
         return np.concatenate([np.asarray(chunk, np.float64) for chunk in values])
 
@@ -220,11 +220,11 @@ class _Sample:
             embedded = self._chunks(0, num_embedded, _CHUNK, lambda rows: None, _embed_block)
             self._directions = _main_directions(embedded)
 
-        def auxiliary(rows):
+        def auxiliary_of(rows):
             return _example_keys(self._probe_key, jnp.asarray(rows)), self._directions
 
         size = max(1, min(_CHUNK, products.PRODUCTS_PER_BLOCK // num_probes))
-        return self._chunks(first, last, size, auxiliary, _ProbeBlock(num_probes, first_probe))
+        return self._chunks(first, last, size, auxiliary_of, _ProbeBlock(num_probes, first_probe))
 
 
 @jax.jit

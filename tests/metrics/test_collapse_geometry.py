@@ -194,13 +194,6 @@ def test_means_on_a_line_are_legitimate(dim):
     np.testing.assert_allclose(nc1_jitted(stats), 1 / np.var([0, 2, 9.5]) / 3, rtol=1e-5)
 
 
-def test_many_means_on_a_line_do_not_coincide():
-    means = np.arange(300) / 300
-    z = np.concatenate([means - 0.01, means + 0.01])[:, None]
-    stats = statistics(z, np.tile(np.arange(300), 2), 300)
-    np.testing.assert_allclose(nc1_jitted(stats), 1e-4 / means.var() / 300, rtol=1e-4)
-
-
 def test_a_mean_at_the_centre_has_no_direction():
     stats = statistics([[-1.0], [0.0], [1.0]], [0, 1, 2], 3)
     with pytest.warns(RuntimeWarning, match="no direction"):

@@ -1,10 +1,11 @@
-"""NC1, NC2 and the nearest mean of 1,000 classes in 2,048 dimensions: memory and value."""
+"""NC1, NC2 and the nearest mean of hundreds of classes: memory and value."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gc_nc.metrics import init_class_statistics, nc1, nc2, nearest_class_mean
+from tests.metrics.test_collapse_geometry import statistics
 
 
 def test_a_thousand_classes_need_memory_for_the_means_and_the_scatter_only():
@@ -30,3 +31,10 @@ def test_a_thousand_classes_of_2048_dimensions():
     gram = (means - means.mean(0)).astype(np.float64)
     eigenvalues = np.linalg.eigvalsh(gram @ gram.T)[1:]
     np.testing.assert_allclose(jax.jit(nc1)(stats), np.sum(1 / eigenvalues), rtol=1e-4)
+
+
+def test_many_means_on_a_line_do_not_coincide():
+    means = np.arange(300) / 300
+    z = np.concatenate([means - 0.01, means + 0.01])[:, None]
+    stats = statistics(z, np.tile(np.arange(300), 2), 300)
+    np.testing.assert_allclose(jax.jit(nc1)(stats), 1e-4 / means.var() / 300, rtol=1e-4)

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from matfree import decomp, stochtrace
 
 from gc_nc.array_types import Array, nan_where
+from gc_nc.compilation import jit_for_device
 from gc_nc.metrics.functions_by_value import comparable
 from gc_nc.metrics.jacobian_estimators import Estimate
 from gc_nc.metrics.jacobian_products import staged, varying_like, weighted_mean
@@ -194,7 +195,7 @@ def _compile(loss_fn: LossFn, params: Any) -> Callable:
     shared = comparable(loss_fn)
     if shared is not None:
         return partial(_evaluate_compiled, shared)
-    return jax.jit(partial(_evaluate, loss_fn), static_argnames="measure")
+    return jit_for_device(partial(_evaluate, loss_fn), static_argnames="measure")
 
 
 def _cast_up(params):
@@ -214,7 +215,7 @@ def _evaluate(loss_fn, params, *arguments, measure):
         return measure(loss, theta, *arguments)
 
 
-_evaluate_compiled = jax.jit(_evaluate, static_argnames="measure")
+_evaluate_compiled = jit_for_device(_evaluate, static_argnames="measure")
 
 
 def _top_ritz_value(projected: Float[Array, "J J"]) -> Float[Array, ""]:

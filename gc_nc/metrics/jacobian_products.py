@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gc_nc.array_types import Array, EmbedFn, as_floating, as_weights
+from gc_nc.compilation import jit_for_device
 from gc_nc.metrics.functions_by_value import comparable
 
 #: Examples times products that one block carries. Large enough for a CPU's matmuls to run at full
@@ -181,7 +182,7 @@ def varying_like(array, like) -> jax.Array:
     return array + jnp.zeros_like(like, shape=(), dtype=array.dtype)
 
 
-_evaluate_compiled = partial(jax.jit, static_argnames="block")(_evaluate_block)
+_evaluate_compiled = jit_for_device(_evaluate_block, static_argnames="block")
 
 
 def compile_block(embed_fn: EmbedFn) -> Callable:
@@ -189,7 +190,7 @@ def compile_block(embed_fn: EmbedFn) -> Callable:
     shared = comparable(embed_fn)
     if shared is not None:
         return partial(_evaluate_compiled, shared)
-    return jax.jit(partial(_evaluate_block, embed_fn), static_argnames="block")
+    return jit_for_device(partial(_evaluate_block, embed_fn), static_argnames="block")
 
 
 def _chained_blocks(block, take, padded, first_rows):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gc_nc import metrics
+from gc_nc.compilation import jit_for_device
 from gc_nc.data.datasets import ImageSplit
 from gc_nc.data.device_batches import Normalization, normalize
 from gc_nc.models import embed_fn
@@ -47,7 +48,7 @@ def forward_batch(variables, split, start, *, model, normalization, batch_size):
 
 
 @partial(
-    jax.jit,
+    jit_for_device,
     static_argnames=("model", "normalization", "batch_size"),
     donate_argnames="sums",
 )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gc_nc import metrics
+from gc_nc.compilation import jit_for_device
 from gc_nc.data.datasets import ImageSplit
 from gc_nc.data.device_batches import Normalization, normalize
 from gc_nc.models import embed_fn
@@ -254,7 +255,7 @@ def measurement_table(step: int, measured: dict[str, SplitMeasurement]) -> str:
     return "\n".join(lines + notes)
 
 
-@partial(jax.jit, static_argnames=("model", "normalization", "batch_size"))
+@partial(jit_for_device, static_argnames=("model", "normalization", "batch_size"))
 def _nc4_batch(statistics, variables, split, start, **static):
     """How many examples of the batch differ; NaN if an embedding is not finite."""
     logits, embeddings, _, weights = forward_batch(variables, split, start, **static)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from gc_nc.compilation import jit_for_device
 from gc_nc.data.datasets import ImageDataset
 from gc_nc.data.device_batches import (
     Augmentation,
@@ -147,7 +148,7 @@ class _Run:
         self._augment_key, self._probe_key = jax.random.split(
             jax.random.fold_in(jax.random.key(config.seed), 1)
         )
-        self._step_fn = jax.jit(
+        self._step_fn = jit_for_device(
             partial(
                 train_step,
                 model=self._model,

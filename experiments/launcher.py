@@ -1,20 +1,31 @@
 """What all launchers share: flags, and one line instead of a traceback for a user's mistake."""
 
+import contextlib
 import difflib
+import os
 import re
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from gc_nc.compilation import default_cache_dir, use_persistent_cache
 from gc_nc.errors import InputError
 
 #: Bad input: nothing was done, nothing overwritten.
 EXIT_BAD_INPUT = 2
 #: Ctrl-C, as shells have it.
 EXIT_INTERRUPTED = 128 + signal.SIGINT
+
+_CACHE_DIR = flags.DEFINE_string(
+    "compilation_cache_dir",
+    None,
+    "Where compiled programs are kept for the next start; empty keeps none. Default:"
+    " JAX_COMPILATION_CACHE_DIR, or gc_nc/xla in the user's cache folder.",
+)
 
 _EXAMPLE_CONFIG = "--config=experiments/configs/digits.py"
 
@@ -26,6 +37,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         try:
             if len(argv) > 1:
                 raise InputError(f"unexpected argument {argv[1]!r}; flags are --name=value")
+            use_compilation_cache(_CACHE_DIR.value)
             return main(argv)
         except InputError as error:
             fail(str(error), EXIT_BAD_INPUT)
@@ -33,6 +45,23 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             fail("interrupted", EXIT_INTERRUPTED)
 
     app.run(guarded_main, flags_parser=_parse_flags)
+
+
+def use_compilation_cache(directory: str | None) -> None:
+    """Keeps compiled programs in a directory; "" in none, None in the default one.
+
+    Raises:
+      InputError: the directory was named and cannot be written to.
+    """
+    if directory is None:
+        directory = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if directory is not None:
+        if directory:
+            use_persistent_cache(Path(directory).expanduser())
+        return
+    # Nobody named the default: a home that cannot be written to is no reason to stop.
+    with contextlib.suppress(InputError):
+        use_persistent_cache(default_cache_dir())
 
 
 def read_config(flag: flags.FlagHolder) -> ConfigDict:

@@ -1,13 +1,20 @@
 """The one place that decides how XLA compiles for the device at hand."""
 
 import functools
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
+
+from gc_nc.errors import InputError
 
 #: XLA's CPU backend runs matmuls and convolutions by YNNPACK then, not Eigen: up to ten times
 # faster on a VGG's gradients and closer to float64, the same result each time.
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+
+# Reading one from the disk costs a few hundredths of a second.
+_MIN_CACHED_SECONDS = 0.2
 
 
 @functools.cache
@@ -50,3 +57,24 @@ def jit_for_device(fn: Callable, **jit_options) -> Callable:
             return plain(*arguments, **keywords)
 
     return call
+
+
+def default_cache_dir() -> Path:
+    """Where compiled programs are kept: below XDG_CACHE_HOME, by default ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gc_nc" / "xla"
+
+
+def use_persistent_cache(directory: Path) -> None:
+    """Keeps programs that take long to compile, so that the next process only reads them.
+
+    Raises:
+      InputError: the directory cannot be made or written to.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"compilation cache {directory} cannot be made ({error})") from error
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise InputError(f"compilation cache {directory} cannot be written to")
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_CACHED_SECONDS)

@@ -232,6 +232,10 @@ def staged() -> bool:
     return isinstance(jnp.zeros(()), jax.core.Tracer)
 
 
+def _embed(embed_fn, inputs):
+    return embed_fn(inputs)
+
+
 def check_embedding(embed_fn: EmbedFn, inputs: Array) -> tuple[jax.Array, int]:
     """Returns the inputs in a differentiable dtype, and K.
 
@@ -241,8 +245,12 @@ def check_embedding(embed_fn: EmbedFn, inputs: Array) -> tuple[jax.Array, int]:
     inputs = as_floating(inputs, "inputs")
     if inputs.ndim == 0 or inputs.shape[0] == 0:
         raise ValueError(f"inputs of shape {inputs.shape} hold no example; at least 1 is needed")
-    # A new function each time: eval_shape would remember the shape of an old state.
-    output = jax.eval_shape(lambda x: embed_fn(x), inputs)
+    shared = comparable(embed_fn)
+    if shared is not None:
+        output = jax.eval_shape(_embed, shared, inputs)
+    else:
+        # A new function each time: eval_shape would remember the shape of an old state.
+        output = jax.eval_shape(lambda x: embed_fn(x), inputs)
     shape = getattr(output, "shape", None)
     if shape is None:
         raise ValueError(

@@ -1,6 +1,6 @@
 """Every key of a run's configuration with its default, and the checks of its values."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -8,8 +8,12 @@ from ml_collections import ConfigDict, config_dict
 from gc_nc.data.sources import SOURCES
 from gc_nc.errors import InputError
 from gc_nc.models import MODEL_NAMES
+from gc_nc.training.penalties import PENALTY_METHODS
 
 SCHEDULES = ("constant", "step", "cosine")
+DTYPES = ("float32", "bfloat16")
+PRECISIONS = ("default", "high", "highest")
+PENALISED = ("embedding", "logits")
 
 # What the device's int32 and float32 hold.
 _MAX_INT = 2**31 - 1
@@ -46,7 +50,13 @@ def default_config() -> ConfigDict:
                 "width": 0.25,
                 # Default none in VGG, BatchNorm in ResNet.
                 "batch_norm": config_dict.placeholder(bool),
+                # Of the computation while training: "float32" or "bfloat16". Parameters, running
+                # statistics and everything that is measured are float32.
+                "dtype": "float32",
             },
+            # Of matmuls and convolutions while training: "default" (TF32 on NVIDIA GPUs, float32 on
+            # a CPU), "high" or "highest". Metrics are always measured in full float32.
+            "precision": "default",
             "batch_size": 32,
             "num_steps": 2000,
             "optimizer": {
@@ -55,6 +65,24 @@ def default_config() -> ConfigDict:
                 "momentum": 0.0,
                 # The loss gains l2 / 2 times the sum of all squared parameters.
                 "l2": 0.0,
+            },
+            "gc_penalty": {
+                # The loss gains weight times the GC of the batch. 0: no penalty, at no cost.
+                "weight": 0.0,
+                # GC of the "embedding" or of the "logits".
+                "of": "embedding",
+                # One of gc_nc.training.penalties.PENALTY_METHODS.
+                "method": "output_probes",
+                # Jacobian products an example; "exact" takes all.
+                "num_probes": 1,
+                # Share of each batch that is penalised, and every how many steps: the weight of a
+                # penalised step is that many times larger.
+                "batch_fraction": 1.0,
+                "every_steps": 1,
+                # The weight's factor, linear between these fractions of num_steps and constant
+                # outside, as in (0.1, 0.5) with (0.0, 1.0); () for 1 throughout.
+                "boundaries": (),
+                "factors": (),
             },
             "schedule": {
                 # "constant", "step" (times factor at each boundary) or "cosine" (to 0).
@@ -73,6 +101,13 @@ def default_config() -> ConfigDict:
                 # many random Jacobian products an example.
                 "gc_examples": 256,
                 "gc_probes": 4,
+            },
+            "monitor": {
+                # GC on so many of the evaluation's training examples, by so many products each,
+                # every so many steps (0: never): about 1% of the training time by default.
+                "every_steps": 200,
+                "examples": 64,
+                "probes": 1,
             },
             # Loss of the current batch. 0: never.
             "log_every_steps": 50,
@@ -124,6 +159,10 @@ def check_config(config: ConfigDict) -> None:
     for key, names in (
         ("data.source", SOURCES),
         ("model.name", MODEL_NAMES),
+        ("model.dtype", DTYPES),
+        ("precision", PRECISIONS),
+        ("gc_penalty.of", PENALISED),
+        ("gc_penalty.method", PENALTY_METHODS),
         ("schedule.name", SCHEDULES),
     ):
         require(key, flat[key] in names, f"one of {', '.join(names)}")
@@ -132,6 +171,9 @@ def check_config(config: ConfigDict) -> None:
         "num_steps",
         "evaluation.batch_size",
         "evaluation.gc_probes",
+        "gc_penalty.num_probes",
+        "gc_penalty.every_steps",
+        "monitor.probes",
         "checkpoint.keep",
     ):
         require(key, flat[key] >= 1, "at least 1")
@@ -139,6 +181,8 @@ def check_config(config: ConfigDict) -> None:
         "seed",
         "data.crop_padding",
         "optimizer.l2",
+        "gc_penalty.weight",
+        "monitor.every_steps",
         "schedule.factor",
         "schedule.warmup_steps",
         "evaluation.every_steps",
@@ -151,16 +195,34 @@ def check_config(config: ConfigDict) -> None:
         flat["schedule.warmup_steps"] < flat["num_steps"],
         f"below config.num_steps={flat['num_steps']}",
     )
-    require("evaluation.gc_examples", flat["evaluation.gc_examples"] >= 2, "at least 2")
+    for key in ("evaluation.gc_examples", "monitor.examples"):
+        require(key, flat[key] >= 2, "at least 2")
+    require("gc_penalty.batch_fraction", 0 < flat["gc_penalty.batch_fraction"] <= 1, "in (0, 1]")
     require("optimizer.learning_rate", flat["optimizer.learning_rate"] > 0, "above 0")
     require("model.width", 0 < flat["model.width"] <= 100, "above 0 and at most 100")
     require("optimizer.momentum", 0 <= flat["optimizer.momentum"] < 1, "in [0, 1)")
-    boundaries = flat["schedule.boundaries"]
-    require(
+
+    def ascending(key: str, in_range: Callable[[float], bool], what: str) -> None:
+        values = flat[key]
+        numbers = all(_is_number(b) and in_range(b) for b in values)
+        require(key, numbers and list(values) == sorted(set(values)), what)
+
+    ascending(
         "schedule.boundaries",
-        all(isinstance(b, (int, float)) and 0 < b < 1 for b in boundaries)
-        and list(boundaries) == sorted(set(boundaries)),
+        lambda b: 0 < b < 1,
         "fractions of num_steps between 0 and 1, ascending, such as (0.5, 0.75)",
+    )
+    ascending(
+        "gc_penalty.boundaries",
+        lambda b: 0 <= b <= 1,
+        "fractions of num_steps from 0 to 1, ascending, such as (0.1, 0.5)",
+    )
+    factors, num_factors = flat["gc_penalty.factors"], len(flat["gc_penalty.boundaries"])
+    require(
+        "gc_penalty.factors",
+        all(_is_number(f) and 0 <= f <= _MAX_FLOAT for f in factors)
+        and len(factors) == num_factors,
+        f"{num_factors} numbers of at least 0, one for each of config.gc_penalty.boundaries",
     )
     for key, least in (
         ("data.num_classes", 2),
@@ -169,3 +231,7 @@ def check_config(config: ConfigDict) -> None:
     ):
         require(key, flat[key] is None or flat[key] >= least, f"at least {least}, or left out")
     require("data.num_classes", (flat["data.num_classes"] or 0) <= 10**6, "at most 1000000")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

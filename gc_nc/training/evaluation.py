@@ -100,6 +100,24 @@ def evaluation_sums(
     return sums
 
 
+def monitor_complexity(variables, images, key, *, model, normalization, num_probes):
+    """GC of a few images and its standard error, to be jitted and fetched later.
+
+    One program, all images in one chunk: it shall cost little beside the steps between its calls.
+    """
+    gc = metrics.estimate_geometric_complexity(
+        embed_fn(model, variables),
+        normalize(images, normalization),
+        key,
+        num_probes=num_probes,
+        chunk_size=len(images),
+    )
+    return {
+        "monitor/geometric_complexity": gc.mean,
+        "monitor/geometric_complexity_sem": gc.sem,
+    }
+
+
 @jax.jit
 def _collapse(statistics, gc):
     return metrics.neural_collapse(statistics), metrics.geometric_collapse(gc, statistics)

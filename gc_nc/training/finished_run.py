@@ -191,11 +191,11 @@ def _checkpoint_steps(workdir: Path) -> tuple[int, ...]:
 
 def _read_config(path: Path) -> ConfigDict:
     stored, config = _read_json_object(path), default_config()
-    differing = flatten(stored).keys() ^ flatten(config).keys()
-    for key in sorted(differing):
-        state = "has a key unknown here" if key in flatten(stored) else "lacks the key"
+    # Keys that came later are left at their defaults, which do what was done before.
+    for key in sorted(flatten(stored).keys() - flatten(config).keys()):
         raise InputError(
-            f"{path} {state}: {key}; measure the run with the version of gc_nc that made it"
+            f"{path} has a key unknown here: {key}; measure the run with the version of gc_nc that"
+            " made it"
         )
     try:
         config.update(stored)

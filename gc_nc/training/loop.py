@@ -8,7 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from gc_nc.compilation import jit_for_device
@@ -26,7 +29,8 @@ from gc_nc.models import build_model
 from gc_nc.training import run_directory
 from gc_nc.training.checkpoints import Checkpoints
 from gc_nc.training.configuration import check_config
-from gc_nc.training.evaluation import evaluate_split, gc_subset
+from gc_nc.training.evaluation import evaluate_split, gc_subset, monitor_complexity
+from gc_nc.training.penalties import MAX_EXACT_DIM, GCPenalty, penalty_weight
 from gc_nc.training.progress import Progress
 from gc_nc.training.run_figure import draw_run
 from gc_nc.training.step import TrainState, init_state, make_optimizer, train_step
@@ -103,7 +107,11 @@ class _Run:
             dataset.num_classes,
             width=config.model.width,
             batch_norm=config.model.batch_norm,
+            dtype=jnp.dtype(config.model.dtype),
         )
+        # Whatever the network trains in, it is measured in float32.
+        self._measured_model = self._model.clone(dtype=jnp.dtype(jnp.float32))
+        self._penalty = _make_penalty(config, self._model, dataset)
         self._optimizer = make_optimizer(config)
         self._check_model_fits()
         self._host_splits = {"train": dataset.train, "test": dataset.test}
@@ -145,21 +153,38 @@ class _Run:
         config = self._config
         state = self._initial_state()
         self._splits = jax.device_put(self._host_splits)
-        self._augment_key, self._probe_key = jax.random.split(
-            jax.random.fold_in(jax.random.key(config.seed), 1)
+        run_key = jax.random.key(config.seed)
+        self._augment_key, self._probe_key = jax.random.split(jax.random.fold_in(run_key, 1))
+        self._penalty_key, self._monitor_key = jax.random.split(jax.random.fold_in(run_key, 2))
+        # Never both in one program: XLA's CPU backend runs convolutions inside a conditional many
+        # times slower, so the host chooses by the step number.
+        self._plain_step, self._penalised_step = (
+            jit_for_device(
+                partial(
+                    train_step,
+                    model=self._model,
+                    optimizer=self._optimizer,
+                    normalization=self._normalization,
+                    augmentation=Augmentation(config.data.crop_padding, config.data.flip),
+                    batch_size=config.batch_size,
+                    l2=config.optimizer.l2,
+                    penalty=penalty,
+                    precision=config.precision,
+                ),
+                donate_argnames="state",
+            )
+            for penalty in (None, self._penalty)
         )
-        self._step_fn = jit_for_device(
+        self._monitor = jit_for_device(
             partial(
-                train_step,
-                model=self._model,
-                optimizer=self._optimizer,
+                monitor_complexity,
+                model=self._measured_model,
                 normalization=self._normalization,
-                augmentation=Augmentation(config.data.crop_padding, config.data.flip),
-                batch_size=config.batch_size,
-                l2=config.optimizer.l2,
-            ),
-            donate_argnames="state",
+                num_probes=config.monitor.probes,
+            )
         )
+        watched = self._subsets["train"][: config.monitor.examples]
+        self._watched_images = jax.device_put(self._host_splits["train"].images[watched])
         with contextlib.ExitStack() as stack:
             self._checkpoints = stack.enter_context(
                 Checkpoints(self._workdir / "checkpoints", keep=config.checkpoint.keep)
@@ -190,29 +215,33 @@ class _Run:
 
     def _take_steps(self, state: TrainState, step: int) -> None:
         config = self._config
-        # (step, metrics) of a step whose metrics are still on the device: fetching them right away
-        # would keep the device waiting for the host.
+        # The record of a step whose metrics are still on the device: fetching them right away would
+        # keep the device waiting for the host.
         pending = None
         started, counted_from = time.perf_counter(), step
         while not self._stopped_by:
-            order, offset = self._order.locate(step)
-            state, batch = self._step_fn(
-                state, self._splits["train"], order, offset, self._augment_key
-            )
+            state, batch = self._step(state, step)
             step += 1
             self._progress.advance()
             if pending is not None:
-                self._log_batch(*pending)
+                self._log_record(*pending)
                 pending = None
+            record = {}
+            if _due(config.monitor.every_steps, step):
+                key = jax.random.fold_in(self._monitor_key, step)
+                record |= self._monitor(state.variables, self._watched_images, key)
             if _due(config.log_every_steps, step):
                 elapsed = time.perf_counter() - started
-                pending = (step, batch, {"steps_per_sec": (step - counted_from) / elapsed})
+                record |= {f"batch/{name}": value for name, value in batch.items()}
+                record["steps_per_sec"] = (step - counted_from) / elapsed
+            if record:
+                pending = (step, record)
             evaluate = self._evaluation_is_due(step)
             save = _due(config.checkpoint.every_steps, step) or bool(self._received)
             if not (evaluate or save):
                 continue
             if pending is not None:
-                self._log_batch(*pending)
+                self._log_record(*pending)
                 pending = None
             self._check_finite(step, batch["total_loss"])
             if evaluate:
@@ -226,6 +255,14 @@ class _Run:
                 raise Interrupted(self._received[0], step)
             # Steps per second are of training alone.
             started, counted_from = time.perf_counter(), step
+
+    def _step(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, jax.Array]]:
+        order, offset = self._order.locate(step)
+        arguments = state, self._splits["train"], order, offset, self._augment_key
+        weight = penalty_weight(self._config, step)
+        if weight:
+            return self._penalised_step(*arguments, self._penalty_key, np.float32(weight))
+        return self._plain_step(*arguments)
 
     def _evaluation_is_due(self, step: int) -> bool:
         return step in (0, self._config.num_steps) or _due(
@@ -252,7 +289,7 @@ class _Run:
         for i, (split, arrays) in enumerate(self._splits.items()):
             key = jax.random.fold_in(jax.random.fold_in(self._probe_key, step), i)
             measured = evaluate_split(
-                self._model,
+                self._measured_model,
                 state.variables,
                 arrays,
                 self._normalization,
@@ -267,10 +304,10 @@ class _Run:
         self._note_evaluation({"step": step, **values})
         self._progress.evaluation(step, values)
 
-    def _log_batch(self, step: int, batch: dict[str, jax.Array], timing: dict[str, float]) -> None:
-        fetched = {name: float(value) for name, value in jax.device_get(batch).items()}
-        self._check_finite(step, fetched["total_loss"])
-        self._log.write(step, {f"batch/{name}": v for name, v in fetched.items()} | timing)
+    def _log_record(self, step: int, record: dict[str, jax.Array | float]) -> None:
+        fetched = {name: float(value) for name, value in jax.device_get(record).items()}
+        self._check_finite(step, fetched.get("batch/total_loss", 0.0))
+        self._log.write(step, fetched)
 
     def _check_finite(self, step: int, total_loss: jax.Array | float) -> None:
         if not math.isfinite(total_loss):
@@ -294,6 +331,22 @@ class _Run:
         )
         last = dict(_evaluations(self._log.records)[-1])
         return {"step": last.pop("step"), "stopped_by": self._stopped_by, "metrics": last}
+
+
+def _make_penalty(config: ConfigDict, model: nn.Module, dataset: ImageDataset) -> GCPenalty | None:
+    """The penalty of a configuration, or None; checked against the network's sizes."""
+    chosen = config.gc_penalty
+    if not chosen.weight:
+        return None
+    images = jnp.zeros((1, *dataset.train.images.shape[1:]))
+    sizes = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images)[0])
+    dim = sizes[0 if chosen.of == "logits" else 1].shape[1]
+    if chosen.method == "exact" and dim > MAX_EXACT_DIM:
+        raise InputError(
+            f"config.gc_penalty.method='exact' takes a Jacobian product for each of the {dim}"
+            f" dimensions of the {chosen.of} and allows {MAX_EXACT_DIM}; use output_probes"
+        )
+    return GCPenalty(chosen.of, chosen.method, chosen.num_probes, chosen.batch_fraction)
 
 
 def _evaluations(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

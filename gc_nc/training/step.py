@@ -1,5 +1,6 @@
 """The training state, the loss and one pure training step."""
 
+import contextlib
 import operator
 from typing import Any
 
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 
 from gc_nc.data.datasets import ImageSplit
 from gc_nc.data.device_batches import Augmentation, Normalization, augment, normalize
+from gc_nc.training.penalties import GCPenalty
 
 
 @flax.struct.dataclass
@@ -101,6 +103,8 @@ def train_step(
     order: jax.Array,
     offset: jax.Array,
     key: jax.Array,
+    penalty_key: jax.Array | None = None,
+    penalty_weight: Any = None,
     *,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -108,14 +112,36 @@ def train_step(
     augmentation: Augmentation,
     batch_size: int,
     l2: float,
+    penalty: GCPenalty | None = None,
+    precision: str = "default",
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One SGD step on the batch order[offset : offset + batch_size] of a device-resident split.
 
-    Minimises total_loss = loss + l2 * l2_penalty(params), loss being the mean cross-entropy.
+    Minimises total_loss = loss + l2 * l2_penalty(params) + penalty_weight * GC, loss being the mean
+    cross-entropy.
+
+    Args:
+      state: before the step.
+      split: on the device.
+      order: of its examples.
+      offset: in it, at which the batch starts.
+      key: of the augmentation, which `fold_in` makes the step's own.
+      penalty_key: of the penalty's probes, likewise.
+      penalty_weight: a traced number, so that a schedule compiles nothing anew.
+      model: gives (logits, embedding), and computes in its own dtype.
+      optimizer: of the parameters.
+      normalization: of the pixels.
+      augmentation: of the pixels.
+      batch_size: B.
+      l2: coefficient; 0 compiles to no term at all.
+      penalty: what GC is penalised; None compiles to no term at all.
+      precision: of matmuls and convolutions, as jax.default_matmul_precision has it; "default"
+        leaves it as it is.
 
     Returns:
-      The next state, and loss, l2_penalty (times its coefficient), total_loss and accuracy of the
-      batch before the step.
+      The next state, and of the batch before the step: loss, l2_penalty and gc_penalty (times their
+      coefficients), total_loss and accuracy; with a penalty also geometric_complexity, the estimate
+      that was penalised.
     """
     indices = jax.lax.dynamic_slice(order, (offset,), (batch_size,))
     images, labels = split.images[indices], split.labels[indices]
@@ -124,24 +150,37 @@ def train_step(
     images = normalize(images, normalization)
 
     def total_loss(params):
-        (logits, _), updates = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-        )
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        metrics = {}
+        if penalty is None:
+            (logits, _), updates = model.apply(
+                variables, images, train=True, mutable=["batch_stats"]
+            )
+            gc_term = jnp.zeros(())
+        else:
+            step_key = jax.random.fold_in(penalty_key, state.step)
+            gc, logits, updates = penalty.forward(model, variables, images, step_key)
+            gc_term = penalty_weight * gc
+            metrics["geometric_complexity"] = gc
         loss = jnp.mean(cross_entropy(logits, labels))
-        # A coefficient fixed at 0 compiles to no term at all.
-        penalty = l2 * l2_penalty(params) if l2 else jnp.zeros(())
-        metrics = {
+        l2_term = l2 * l2_penalty(params) if l2 else jnp.zeros(())
+        total = loss + l2_term
+        if penalty is not None:
+            total = total + gc_term
+        metrics |= {
             "loss": loss,
-            "l2_penalty": penalty,
-            "total_loss": loss + penalty,
+            "l2_penalty": l2_term,
+            "gc_penalty": gc_term,
+            "total_loss": total,
             "accuracy": jnp.mean(jnp.argmax(logits, axis=1) == labels),
         }
-        return loss + penalty, (updates, metrics)
+        return total, (updates, metrics)
 
-    gradients, (updates, metrics) = jax.grad(total_loss, has_aux=True)(state.params)
+    chosen = contextlib.nullcontext()
+    if precision != "default":
+        chosen = jax.default_matmul_precision(precision)
+    with chosen:
+        gradients, (updates, metrics) = jax.grad(total_loss, has_aux=True)(state.params)
     changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     state = TrainState(
         step=state.step + 1,

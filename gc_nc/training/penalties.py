@@ -1,0 +1,159 @@
+"""Geometric complexity as a term of the training loss, from one forward pass.
+
+GC's gradient by the parameters is a second derivative of the network: each term here is a function
+of parameters, to be differentiated by reverse mode over the products below.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from gc_nc.array_types import Array
+
+#: The values of `method`.
+PENALTY_METHODS = ("output_probes", "input_probes", "exact")
+#: The most dimensions of which "exact" takes all rows: each costs a product and holds its
+# activations.
+MAX_EXACT_DIM = 64
+
+
+def geometric_complexity_with_outputs(
+    network: Callable[[Array], tuple[Array, Any]],
+    inputs: Float[Array, "B ..."],
+    key: jax.Array,
+    *,
+    method: str = "output_probes",
+    num_probes: int = 1,
+) -> tuple[Float[Array, ""], Any]:
+    """An unbiased estimate of 1/B sum_b |J(x_b)|_F^2 and the other outputs of the same pass.
+
+    J is the Jacobian of the network's first output by its input, and with signs v and u, drawn
+    anew for each example:
+
+    * `output_probes`: mean of |J^T v|^2, a VJP each. As a term of a loss that needs the other
+      outputs, its FLOPs are those of one more forward and two more backward passes less what it
+      shares: a step costs twice a plain one (arXiv 1908.02729 has the idea for logits).
+    * `input_probes`: mean of |J u|^2, a JVP each.
+    * `exact`: all rows of J, K VJPs; for logits of few classes. `key` and `num_probes` count not.
+
+    Args:
+      network: pure function (B, *input) -> ((B, K), other outputs) in which examples do not mix.
+      inputs: (B, *input), floating.
+      key: of the signs.
+      method: one of PENALTY_METHODS.
+      num_probes: products an example.
+
+    Returns:
+      The estimate, float32, in (output units / input units)^2, and the other outputs.
+
+    Raises:
+      ValueError: another method, `num_probes` below 1, or `exact` with K above MAX_EXACT_DIM.
+    """
+    if method not in PENALTY_METHODS:
+        raise ValueError(f"method={method!r} is not one of: {', '.join(PENALTY_METHODS)}")
+    if num_probes < 1:
+        raise ValueError(f"num_probes={num_probes} must be at least 1")
+
+    if method == "input_probes":
+        # Drawn flat: XLA's CPU compiler takes seconds for random numbers of a rank-4 shape.
+        drawn = jax.random.rademacher(key, (num_probes, inputs.size), inputs.dtype)
+        products, others = [], None
+        for tangent in drawn.reshape(num_probes, *inputs.shape):
+            _, product, others = jax.jvp(network, (inputs,), (tangent,), has_aux=True)
+            products.append(product)
+        return _mean_square(products, inputs.shape[0]), others
+
+    outputs, vjp_fn, others = jax.vjp(network, inputs, has_aux=True)
+    if method == "output_probes":
+        drawn = jax.random.rademacher(key, (num_probes, *outputs.shape), outputs.dtype)
+        # One by one and unrolled: few, and a loop would slow convolutions on the CPU.
+        products = [vjp_fn(cotangent)[0] for cotangent in drawn]
+        return _mean_square(products, inputs.shape[0]), others
+
+    dim = outputs.shape[1]
+    if dim > MAX_EXACT_DIM:
+        raise ValueError(
+            f"method='exact' takes a product for each of {dim} dimensions and allows"
+            f" {MAX_EXACT_DIM}; use output_probes"
+        )
+    rows = jnp.broadcast_to(jnp.eye(dim, dtype=outputs.dtype)[:, None], (dim, *outputs.shape))
+    (products,) = jax.vmap(vjp_fn)(rows)
+    return dim * _mean_square(list(products), inputs.shape[0]), others
+
+
+def _mean_square(products, num_examples):
+    """Squared norms summed over an example's entries, mean over examples and products."""
+    total = sum(jnp.sum(product.astype(jnp.float32) ** 2) for product in products)
+    return total / (num_examples * len(products))
+
+
+@dataclasses.dataclass(frozen=True)
+class GCPenalty:
+    """What a training step penalises; hashable, so that it is a static argument.
+
+    With BatchNorm, where examples of a training batch mix, the penalised network uses the running
+    statistics as they were before the step, as constants: it is the network that is measured. It
+    takes a forward pass of its own then.
+
+    Attributes:
+      of: "embedding" or "logits".
+      method: one of PENALTY_METHODS.
+      num_probes: products an example.
+      batch_fraction: share of the batch, from its start, whose GC is estimated; batches are in
+        random order.
+    """
+
+    of: str = "embedding"
+    method: str = "output_probes"
+    num_probes: int = 1
+    batch_fraction: float = 1.0
+
+    def forward(
+        self, model: nn.Module, variables: dict, images: Array, key: jax.Array
+    ) -> tuple[Float[Array, ""], Float[Array, "B C"], dict]:
+        """GC of the penalised part, and the logits and new running statistics of the batch."""
+
+        def network(train, x):
+            (logits, embedding), updates = model.apply(
+                variables, x, train=train, mutable=["batch_stats"]
+            )
+            return embedding if self.of == "embedding" else logits, (logits, updates)
+
+        num_penalised = math.ceil(self.batch_fraction * images.shape[0])
+        part, rest = images[:num_penalised], images[num_penalised:]
+        options = {"method": self.method, "num_probes": self.num_probes}
+        if variables["batch_stats"]:
+            gc, _ = geometric_complexity_with_outputs(partial(network, False), part, key, **options)
+            _, (logits, updates) = network(True, images)
+            return gc, logits, updates
+        gc, (logits, updates) = geometric_complexity_with_outputs(
+            partial(network, True), part, key, **options
+        )
+        if rest.shape[0]:
+            _, (others, _) = network(True, rest)
+            logits = jnp.concatenate([logits, others])
+        return gc, logits, updates
+
+
+def penalty_weight(config: ConfigDict, step: int) -> float:
+    """The penalty's weight in the step that follows `step` steps; 0 for a step without penalty.
+
+    weight * factor(step / num_steps) in every every_steps-th step, times every_steps, so that the
+    mean over steps is that of a penalty in every step.
+    """
+    penalty = config.gc_penalty
+    if not penalty.weight or step % penalty.every_steps:
+        return 0.0
+    factor = 1.0
+    if penalty.boundaries:
+        factor = np.interp(step / config.num_steps, penalty.boundaries, penalty.factors)
+    return float(penalty.weight * factor * penalty.every_steps)

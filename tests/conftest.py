@@ -45,6 +45,20 @@ def _quick_compilation(request):
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+_COMPILATIONS = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, duration, **_: (
+        _COMPILATIONS.append(duration) if event.endswith("backend_compile_duration") else None
+    )
+)
+
+
+@pytest.fixture
+def compilations():
+    """A list that grows by one with each program compiled, or read from the cache."""
+    return _COMPILATIONS
+
+
 @pytest.fixture
 def tiny_run(tmp_path):
     """(config, workdir) of a run of 8 steps on 10 random images, batch 2; a second or two long."""

@@ -68,6 +68,10 @@ DIGITS = "--config=experiments/configs/digits.py"
         (["--config=setup.cfg", "--workdir=x"], "setup.cfg"),
         ([DIGITS, "--workdir=setup.cfg"], "is not a folder"),
         (
+            [DIGITS, "--workdir=x", "--compilation_cache_dir=setup.cfg"],
+            "compilation cache setup.cfg cannot be made",
+        ),
+        (
             [DIGITS, "--workdir=x", "--config.data.source=tfds"],
             "needs a set: set --config.data.name",
         ),

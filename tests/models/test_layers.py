@@ -56,6 +56,57 @@ def test_convolution_pads_both_sides():
     np.testing.assert_array_equal(y[0, :, :, 0], np.array([[4, 6], [6, 9]]) + 0.5)
 
 
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize(
+    ("size", "kernel_size"), [((2, 2), 3), ((1, 1), 3), ((2, 1), 3), ((4, 3), 5), ((5, 5), 7)]
+)
+def test_small_maps_and_their_derivatives_equal_the_convolution(size, kernel_size, strides):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(3, *size, 4)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(kernel_size, kernel_size, 4, 5)), jnp.float32)
+    pad = (kernel_size - 1) // 2
+    geometry = ((strides, strides), ((pad, pad), (pad, pad)))
+    names = jax.lax.conv_dimension_numbers(x.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
+    options = {"dimension_numbers": names, "precision": None}
+
+    def ours(x, kernel):
+        return layers.convolve(x, kernel, *geometry, **options)
+
+    def reference(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, *geometry, **options)
+
+    program = str(jax.make_jaxpr(ours)(x, kernel))
+    # On an accelerator the convolution is the fast way, whatever the map.
+    assert ("conv_general_dilated" in program) == (jax.default_backend() != "cpu")
+
+    def compare(f):
+        np.testing.assert_allclose(f(ours), f(reference), rtol=1e-4, atol=1e-4)
+
+    compare(lambda f: f(x, kernel))
+    tangents = [jnp.asarray(rng.normal(size=a.shape), jnp.float32) for a in (x, kernel)]
+    compare(lambda f: jax.jvp(f, (x, kernel), tuple(tangents))[1])
+
+    def loss(f, x, kernel):
+        return jnp.sum(jnp.tanh(f(x, kernel) / 5))
+
+    for argument in (0, 1):
+        compare(lambda f, i=argument: jax.grad(loss, i + 1)(f, x, kernel))
+
+    # Of GC's kind: a derivative by the kernel of squared derivatives by the input.
+    def squares(f, kernel):
+        return jnp.sum(jax.grad(loss, 1)(f, x, kernel) ** 2)
+
+    compare(lambda f: jax.grad(squares, 1)(f, kernel))
+
+
+def test_a_window_that_fits_is_a_convolution():
+    for size in ((3, 3), (2, 3), (8, 2)):
+        program = jax.make_jaxpr(
+            lambda x: layers.ConvNorm(4).init(jax.random.key(0), x, train=False)
+        )(jnp.ones((1, *size, 2)))
+        assert "conv_general_dilated" in str(program)
+
+
 def test_max_pool_halves_rounding_up():
     shapes = [(28, 28)]
     while shapes[-1] != (1, 1):

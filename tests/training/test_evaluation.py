@@ -74,10 +74,8 @@ def test_subset_is_fixed_by_the_seed():
     np.testing.assert_array_equal(gc_subset(0, 5, 10), np.arange(5))
 
 
-def test_one_compilation_serves_all_batches_and_evaluations():
-    from gc_nc.training.evaluation import _add_batch
-
+def test_one_compilation_serves_all_batches_and_evaluations(compilations):
     evaluate(5)
-    before = _add_batch._cache_size()
+    before = len(compilations)
     evaluate(5, seed=2)
-    assert _add_batch._cache_size() == before
+    assert len(compilations) == before

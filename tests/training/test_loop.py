@@ -353,6 +353,7 @@ def test_a_workdir_that_cannot_serve(tiny_run, prepare, message):
         ("batch_size", 11, "batch_size=11 is more than the 10 training examples"),
         ("data.crop_padding", 5, "crop_padding=5 is more than half"),
         ("data.data_dir", "missing.npz", "does not exist"),
+        ("gc_penalty.method", "exact", "of the 10 dimensions of the embedding and allows"),
         ("model.width", 100.0, "width=100.0 makes a training state that needs .* GiB"),
     ],
 )

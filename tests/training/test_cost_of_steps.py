@@ -1,0 +1,291 @@
+"""What a run must not do between its steps: compile, fetch, copy; and what a penalty of 0 is."""
+
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from gc_nc import metrics
+from gc_nc.models import build_model, embed_fn
+from gc_nc.training import evaluation, loop, run_directory
+from gc_nc.training.checkpoints import Checkpoints
+from gc_nc.training.finished_run import open_run
+from gc_nc.training.penalties import GCPenalty
+from gc_nc.training.progress import Progress
+
+PENALTY = {"weight": 0.01, "every_steps": 2, "num_probes": 2, "batch_fraction": 0.5}
+
+
+def with_penalty(config, **values):
+    with config.unlocked():
+        for name, value in values.items():
+            config.gc_penalty[name] = value
+    return config
+
+
+def quiet(config):
+    """One evaluation at the start and one at the end, no logs, no monitor."""
+    config.evaluation.every_steps = config.log_every_steps = config.monitor.every_steps = 0
+    config.checkpoint.every_steps = 0
+    return config
+
+
+def count_between_steps(monkeypatch, counter):
+    """A list that gets counter() at the end of each step."""
+    counts = []
+    advance = Progress.advance
+
+    def counting(self):
+        counts.append(counter())
+        advance(self)
+
+    monkeypatch.setattr(Progress, "advance", counting)
+    return counts
+
+
+def final_state(workdir):
+    run = open_run(workdir)
+    return jax.tree.leaves(run.variables(run.steps[-1]))
+
+
+def records_of(workdir):
+    records = run_directory.read_records(workdir)
+    return [{k: v for k, v in record.items() if "per_sec" not in k} for record in records]
+
+
+def test_nothing_compiles_after_the_first_step(tiny_run, monkeypatch, compilations):
+    config, workdir = tiny_run
+    counts = count_between_steps(monkeypatch, lambda: len(compilations))
+    loop.train(quiet(config), workdir)
+    assert counts[0] > 0
+    assert set(counts) == {counts[0]}
+
+
+def test_two_programs_serve_all_penalised_and_plain_steps(tiny_run, monkeypatch, compilations):
+    config, workdir = tiny_run
+    with_penalty(config, **PENALTY, boundaries=(0.0, 1.0), factors=(1.0, 2.0))
+    counts = count_between_steps(monkeypatch, lambda: len(compilations))
+    loop.train(quiet(config), workdir)
+    assert counts[1] == counts[0] + 1
+    assert set(counts[1:]) == {counts[1]}
+
+
+def test_no_step_waits_for_the_device(tiny_run, monkeypatch):
+    """The value of an array is fetched through ArrayImpl._value, whoever asks for it."""
+    from jax._src.array import ArrayImpl
+
+    fetches = []
+    fetch = ArrayImpl._value.fget
+
+    def counted(array):
+        fetches.append(array.shape)
+        return fetch(array)
+
+    monkeypatch.setattr(ArrayImpl, "_value", property(counted))
+    config, workdir = tiny_run
+    with_penalty(config, **PENALTY)
+    counts = count_between_steps(monkeypatch, lambda: len(fetches))
+    quiet(config).log_every_steps = 4
+    config.monitor.every_steps = 4
+    loop.train(config, workdir)
+    assert len(fetches) > counts[-1] > 0
+    # What step 4 measured is fetched once step 5 is under way.
+    assert counts[0] == counts[4] < counts[5] == counts[7]
+
+
+def test_the_state_is_donated(tiny_run, monkeypatch):
+    config, workdir = tiny_run
+    with_penalty(config, **PENALTY)
+    deleted = []
+    take = loop._Run._step
+
+    def step(self, state, number):
+        after = take(self, state, number)
+        deleted.extend(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+        return after
+
+    monkeypatch.setattr(loop._Run, "_step", step)
+    loop.train(quiet(config), workdir)
+    assert len(deleted) > 0
+    assert all(deleted)
+
+
+def test_a_weight_of_0_is_bit_identical_to_no_penalty(tiny_run, monkeypatch):
+    config, workdir = tiny_run
+    loop.train(config, workdir)
+    monkeypatch.setattr(GCPenalty, "forward", lambda *_: pytest.fail("a penalty was computed"))
+    other = workdir.with_name("other")
+    with_penalty(config, **(PENALTY | {"weight": 0.0, "of": "logits"}))
+    loop.train(config, other)
+    for a, b in zip(final_state(workdir), final_state(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert records_of(workdir) == records_of(other)
+
+
+def test_a_penalised_run_logs_its_terms_and_goes_on_as_an_unbroken_one(tiny_run, monkeypatch):
+    config, workdir = tiny_run
+    with_penalty(config, **(PENALTY | {"every_steps": 1}))
+    config.monitor.every_steps = 2
+    loop.train(config, workdir)
+    batches = [r for r in run_directory.read_records(workdir) if "batch/loss" in r]
+    assert len(batches) == 4
+    for record in batches:
+        gc = record["batch/geometric_complexity"]
+        np.testing.assert_allclose(record["batch/gc_penalty"], 0.01 * gc, rtol=1e-5)
+        terms = ("batch/loss", "batch/gc_penalty", "batch/l2_penalty")
+        total = sum(record[name] for name in terms)
+        np.testing.assert_allclose(record["batch/total_loss"], total, rtol=1e-5)
+        assert record["monitor/geometric_complexity"] > 0
+        assert record["monitor/geometric_complexity_sem"] > 0
+
+    class PowerCut(BaseException):
+        pass
+
+    broken = workdir.with_name("broken")
+    take = loop._Run._step
+
+    def fails_in_step_7(self, state, number):
+        if number == 7:
+            raise PowerCut
+        return take(self, state, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_step", fails_in_step_7)
+        with pytest.raises(PowerCut):
+            loop.train(config, broken)
+    loop.train(config, broken)
+    for a, b in zip(final_state(workdir), final_state(broken), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert records_of(workdir) == records_of(broken)
+
+
+def test_the_monitor_measures_gc_of_its_images(tiny_run, monkeypatch):
+    config, workdir = tiny_run
+    config.monitor.every_steps = 8
+    config.monitor.examples = 6
+    config.monitor.probes = 300
+    loop.train(config, workdir)
+    record = next(r for r in records_of(workdir) if "monitor/geometric_complexity" in r)
+    measured = next(r for r in records_of(workdir) if r["step"] == 8 and "train/accuracy" in r)
+    # The same 6 images, by 300 products each and by 4: within what the fewer leave open.
+    images = open_run(workdir)
+    gc = metrics.geometric_complexity(
+        embed_fn(images.model, images.variables(8)), subset_inputs(images)
+    )
+    np.testing.assert_allclose(record["monitor/geometric_complexity"], gc, rtol=0.05)
+    assert measured["train/geometric_complexity"] != record["monitor/geometric_complexity"]
+
+
+def subset_inputs(run):
+    from gc_nc.data.device_batches import normalize
+
+    split = run.dataset.train
+    subset = evaluation.gc_subset(
+        run.config.seed, len(split.labels), run.config.evaluation.gc_examples
+    )
+    return normalize(jnp.asarray(split.images[subset]), run.normalization)
+
+
+def test_probes_differ_between_steps_and_splits(tiny_run, monkeypatch):
+    config, workdir = tiny_run
+    keys = []
+    measure = loop.evaluate_split
+
+    def noting(model, variables, split, normalization, subset, key, **options):
+        keys.append(tuple(jax.random.key_data(key).tolist()))
+        return measure(model, variables, split, normalization, subset, key, **options)
+
+    monkeypatch.setattr(loop, "evaluate_split", noting)
+    loop.train(config, workdir)
+    assert len(keys) == len(set(keys)) == 6
+
+
+def test_bfloat16_trains_in_it_and_keeps_and_measures_float32(tiny_run):
+    config, workdir = tiny_run
+    config.model.dtype = "bfloat16"
+    config.model.batch_norm = True
+    config.optimizer.learning_rate = 1e-3
+    results = loop.train(config, workdir)
+    run = open_run(workdir)
+    with Checkpoints(workdir / "checkpoints", keep=2) as checkpoints:
+        state = checkpoints._manager.restore(8, args=ocp.args.StandardRestore())
+    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {np.dtype("f4"), np.dtype("i4")}
+    split = run.dataset.train
+    measured = evaluation.evaluate_split(
+        build_model("vgg11", 2, width=config.model.width, batch_norm=True),
+        run.variables(8),
+        jax.device_put(split),
+        run.normalization,
+        evaluation.gc_subset(config.seed, 10, 6),
+        jax.random.key(0),
+        num_classes=2,
+        batch_size=4,
+        gc_probes=4,
+    )
+    for name in ("loss", "neural_collapse", "accuracy"):
+        np.testing.assert_allclose(measured[name], results["metrics"][f"train/{name}"], rtol=1e-6)
+    # The run itself was another than in float32.
+    config.model.dtype = "float32"
+    loop.train(config, workdir.with_name("float32"))
+    losses = [
+        json.loads((path / "results.json").read_text())["metrics"]["train/loss"]
+        for path in (workdir, workdir.with_name("float32"))
+    ]
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(*losses, rtol=0.05)
+
+
+def test_gc_in_bfloat16_is_that_in_float32_as_well_as_8_bits_allow():
+    x = jax.random.normal(jax.random.key(0), (16, 16, 16, 3))
+    models = [build_model("vgg11", 4, width=0.25, dtype=t) for t in (jnp.float32, jnp.bfloat16)]
+    variables = models[0].init(jax.random.key(1), x)
+    exact, rounded = (
+        metrics.estimate_geometric_complexity(
+            embed_fn(model, variables), x, jax.random.key(2), num_probes=4
+        ).mean
+        for model in models
+    )
+    assert exact != rounded
+    np.testing.assert_allclose(rounded, exact, rtol=0.02)
+
+
+def precisions_of(function, *arguments):
+    text = str(jax.make_jaxpr(function)(*arguments))
+    return {part.split("\n")[0].split()[0] for part in text.split("precision=")[1:]}
+
+
+def test_training_precision_is_the_config_s_and_measuring_is_always_the_highest(tiny_run):
+    config, workdir = tiny_run
+    loop.train(quiet(config), workdir)
+    run = open_run(workdir)
+    variables, split = run.variables(8), jax.device_put(run.dataset.train)
+    options = {"model": run.model, "normalization": run.normalization}
+    for measure in (
+        lambda: evaluation.forward_batch(variables, split, 0, batch_size=4, **options),
+        lambda: evaluation.monitor_complexity(
+            variables, split.images[:4], jax.random.key(0), num_probes=1, **options
+        ),
+    ):
+        assert precisions_of(measure) <= {"HIGHEST", "Precision.HIGHEST", "(Precision.HIGHEST,"}
+        assert "HIGHEST" in str(precisions_of(measure))
+    from gc_nc.data.device_batches import Augmentation
+    from gc_nc.training.step import init_state, make_optimizer, train_step
+
+    state = init_state(0, run.model, make_optimizer(config), (8, 8, 1))
+    for precision, expected in (("default", "None"), ("highest", "HIGHEST")):
+        step = partial(
+            train_step,
+            optimizer=make_optimizer(config),
+            augmentation=Augmentation(),
+            batch_size=2,
+            l2=0.0,
+            precision=precision,
+            **options,
+        )
+        found = precisions_of(step, state, split, jnp.arange(10), 0, jax.random.key(0))
+        assert all(expected in value for value in found), found
+        assert found

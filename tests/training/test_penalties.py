@@ -1,0 +1,277 @@
+"""The GC penalty against closed forms, finite differences and the plain step."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gc_nc import metrics
+from gc_nc.data.datasets import ImageSplit
+from gc_nc.data.device_batches import Augmentation, Normalization, normalize
+from gc_nc.models import VGG, Embedder, layers
+from gc_nc.training.configuration import default_config
+from gc_nc.training.penalties import (
+    MAX_EXACT_DIM,
+    PENALTY_METHODS,
+    GCPenalty,
+    geometric_complexity_with_outputs,
+    penalty_weight,
+)
+from gc_nc.training.step import init_state, train_step
+
+KEY = jax.random.key(0)
+NORMALIZATION = Normalization((0.5,), (0.25,))
+PLAIN, WITH_NORM = (VGG(((4,), (5,)), 3, batch_norm=norm) for norm in (False, True))
+SPLIT = ImageSplit(
+    np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), dtype=np.uint8),
+    np.arange(8, dtype=np.int32) % 3,
+)
+
+
+def penalised_step(model=PLAIN, penalty=None, **options):
+    defaults = {
+        "model": model,
+        "optimizer": optax.sgd(1.0),
+        "normalization": NORMALIZATION,
+        "augmentation": Augmentation(),
+        "batch_size": 8,
+        "l2": 0.0,
+        "penalty": penalty,
+    }
+    return partial(train_step, **(defaults | options))
+
+
+def take_step(model=PLAIN, penalty=None, weight=None, key=KEY):
+    state = init_state(0, model, optax.sgd(1.0), (4, 4, 1))
+    step = jax.jit(penalised_step(model, penalty))
+    arguments = () if penalty is None else (key, jnp.float32(weight))
+    return (state, *step(state, SPLIT, jnp.arange(8), 0, KEY, *arguments))
+
+
+def gradient(before, after):
+    """Of a step of plain SGD with learning rate 1."""
+    return jax.tree.map(lambda p, q: p - q, before.params, after.params)
+
+
+@pytest.mark.parametrize("method", PENALTY_METHODS)
+@pytest.mark.parametrize("num_probes", [1, 3])
+def test_a_linear_map(method, num_probes):
+    """GC = |W|_F^2; by one product the estimate's mean, over many keys, is that."""
+    w = jax.random.normal(KEY, (3, 5))
+
+    def estimate(w, key):
+        return geometric_complexity_with_outputs(
+            lambda x: (x @ w.T, "other"), x, key, method=method, num_probes=num_probes
+        )
+
+    x = jnp.ones((2, 5))
+    _, other = estimate(w, KEY)
+    assert other == "other"
+    keys = jax.random.split(KEY, 1 if method == "exact" else 4000)
+    mean, slope = jax.vmap(jax.value_and_grad(lambda w, key: estimate(w, key)[0]), (None, 0))(
+        w, keys
+    )
+    for sample, expected in ((mean, jnp.sum(w**2)), (slope, 2 * w)):
+        sem = jnp.std(sample, axis=0) / np.sqrt(len(keys))
+        assert np.all(np.abs(jnp.mean(sample, axis=0) - expected) < 4.5 * sem + 1e-5)
+
+
+@pytest.mark.parametrize("method", ["output_probes", "input_probes"])
+def test_every_example_has_probes_of_its_own(method):
+    w = jax.random.normal(KEY, (20, 30))
+    x = jnp.ones((2, 30))
+    values = [
+        geometric_complexity_with_outputs(lambda x: (x @ w.T, None), rows, KEY, method=method)[0]
+        for rows in (x, x[:1])
+    ]
+    assert values[0] != values[1]
+
+
+@pytest.mark.parametrize("method", PENALTY_METHODS)
+def test_gradient_equals_finite_differences_on_a_smooth_network(method):
+    model = nn.Sequential([nn.Dense(6), nn.tanh, nn.Dense(4), nn.tanh])
+    x = jax.random.normal(KEY, (3, 5))
+    params = model.init(KEY, x)
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+
+    @jax.jit
+    def penalty(flat):
+        network = partial(model.apply, unravel(flat))
+        return geometric_complexity_with_outputs(
+            lambda x: (network(x), None), x, KEY, method=method
+        )[0]
+
+    direction = jax.random.normal(jax.random.key(1), flat.shape)
+    slope = jnp.vdot(jax.grad(penalty)(flat), direction)
+    h = 1e-2
+    difference = (penalty(flat + h * direction) - penalty(flat - h * direction)) / (2 * h)
+    np.testing.assert_allclose(slope, difference, rtol=2e-2)
+    # Third derivatives leave h^2: a quarter of the step leaves a sixteenth of the error.
+    h /= 4
+    closer = (penalty(flat + h * direction) - penalty(flat - h * direction)) / (2 * h)
+    np.testing.assert_allclose(slope, closer, rtol=2e-3)
+
+
+@pytest.mark.parametrize("method", PENALTY_METHODS)
+@pytest.mark.parametrize("value", [0.5, 0.0])
+def test_j6_second_derivative_through_max_pool_and_relu(method, value):
+    """maxpool(relu(w x)) on a constant window: GC = w^2 by one winner, dGC/dw = 2 w; 0 where dead.
+
+    Input probes see the winner alone too, since u^2 = 1.
+    """
+
+    def penalty(w, x):
+        def network(x):
+            return layers.max_pool(layers.relu(w * x))[:, 0, 0], None
+
+        return geometric_complexity_with_outputs(network, x, KEY, method=method)[0]
+
+    x = jnp.full((1, 2, 2, 1), value)
+    expected = (9.0, 6.0) if value > 0 else (0.0, 0.0)
+    for run in (jax.value_and_grad(penalty), jax.jit(jax.value_and_grad(penalty))):
+        np.testing.assert_allclose(run(3.0, x), expected, rtol=1e-6)
+    batched = jax.vmap(jax.value_and_grad(penalty), (0, None))(jnp.array([3.0, 1.0]), x)
+    np.testing.assert_allclose(batched[0], np.array([9, 1]) * (value > 0))
+    np.testing.assert_allclose(batched[1], np.array([6, 2]) * (value > 0))
+
+
+@pytest.mark.parametrize("of", ["embedding", "logits"])
+@pytest.mark.parametrize("model", [PLAIN, WITH_NORM], ids=["plain", "batch_norm"])
+def test_exact_penalty_is_the_measured_gc(model, of):
+    state, _, measured = take_step(model, GCPenalty(of, "exact"), weight=0.5)
+    place = 0 if of == "logits" else 1
+    images = normalize(jnp.asarray(SPLIT.images), NORMALIZATION)
+    gc = metrics.geometric_complexity(
+        lambda x: model.apply(state.variables, x, train=False)[place], images
+    )
+    np.testing.assert_allclose(measured["geometric_complexity"], gc, rtol=1e-5)
+    np.testing.assert_allclose(measured["gc_penalty"], 0.5 * gc, rtol=1e-5)
+    np.testing.assert_allclose(
+        measured["total_loss"], measured["loss"] + measured["gc_penalty"], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("model", [PLAIN, WITH_NORM], ids=["plain", "batch_norm"])
+def test_the_loss_and_its_gradient_are_those_of_the_plain_step(model):
+    state, after, plain = take_step(model)
+    for fraction in (1.0, 0.3):
+        penalty = GCPenalty(batch_fraction=fraction)
+        _, penalised, measured = take_step(model, penalty, weight=0.25)
+        for name in ("loss", "accuracy"):
+            np.testing.assert_allclose(measured[name], plain[name], rtol=1e-5)
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+            penalised.batch_stats,
+            after.batch_stats,
+        )
+        # What is left of the gradient is the penalty's, by a way of its own.
+        images = normalize(jnp.asarray(SPLIT.images), NORMALIZATION)
+        part = images[: int(np.ceil(8 * fraction))]
+
+        def term(params, part=part, penalty=penalty):
+            embed = Embedder(model)
+
+            def network(x):
+                variables = {"params": params, "batch_stats": state.batch_stats}
+                return embed(variables, x), None
+
+            key = jax.random.fold_in(KEY, 0)
+            return 0.25 * geometric_complexity_with_outputs(network, part, key)[0]
+
+        expected = jax.tree.map(
+            jnp.add, gradient(state, after), jax.jit(jax.grad(term))(state.params)
+        )
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5),
+            gradient(state, penalised),
+            expected,
+        )
+
+
+def test_quarters_and_keys_give_different_estimates_of_one_mean():
+    estimate = jax.jit(penalised_step(PLAIN, GCPenalty(batch_fraction=0.5)))
+    state = init_state(0, PLAIN, optax.sgd(1.0), (4, 4, 1))
+    found = set()
+    for i in range(3):
+        _, measured = estimate(state, SPLIT, jnp.arange(8), 0, KEY, jax.random.key(i), 1.0)
+        found.add(float(measured["geometric_complexity"]))
+        later = state.replace(step=state.step + 1)
+        _, measured = estimate(later, SPLIT, jnp.arange(8), 0, KEY, jax.random.key(i), 1.0)
+        found.add(float(measured["geometric_complexity"]))
+    assert len(found) == 6
+
+
+def test_no_penalty_compiles_to_no_term():
+    state = init_state(0, PLAIN, optax.sgd(1.0), (4, 4, 1))
+    arguments = (state, SPLIT, jnp.arange(8), 0, KEY)
+    plain = jax.jit(penalised_step()).lower(*arguments)
+    # What a user without penalties would write.
+    other = jax.jit(penalised_step(penalty=None)).lower(*arguments, None, None)
+    assert plain.as_text() == other.as_text()
+    flops = plain.compile().cost_analysis()["flops"]
+    penalised = jax.jit(penalised_step(penalty=GCPenalty())).lower(*arguments, KEY, 1.0)
+    assert penalised.compile().cost_analysis()["flops"] > 1.5 * flops
+
+
+def convolution_places(jaxpr, inside=False):
+    """For each convolution, whether it is inside a loop or a conditional."""
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if name == "conv_general_dilated":
+            yield inside
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from convolution_places(inner, inside or name in ("scan", "while", "cond"))
+
+
+def test_no_convolution_inside_a_loop_or_conditional():
+    state = init_state(0, PLAIN, optax.sgd(1.0), (4, 4, 1))
+    for penalty in (None, *(GCPenalty("logits", method, 2, 0.5) for method in PENALTY_METHODS)):
+        arguments = () if penalty is None else (KEY, 1.0)
+        step = penalised_step(penalty=penalty)
+        program = jax.make_jaxpr(step)(state, SPLIT, jnp.arange(8), 0, KEY, *arguments)
+        places = set(convolution_places(program.jaxpr))
+        assert places == {False}, penalty
+    looped = jax.make_jaxpr(
+        lambda x: jax.lax.map(lambda y: layers.ConvNorm(2).init(KEY, y, train=False), x)
+    )(jnp.ones((1, 1, 4, 4, 1)))
+    assert True in convolution_places(looped.jaxpr)
+
+
+def test_bad_arguments():
+    def network(x):
+        return jnp.tile(x, (1, MAX_EXACT_DIM)), None
+
+    x = jnp.ones((2, 2))
+    for options, message in (
+        ({"method": "exakt"}, "method='exakt' is not one of: output_probes"),
+        ({"num_probes": 0}, "num_probes=0 must be at least 1"),
+        ({"method": "exact"}, f"of 128 dimensions and allows {MAX_EXACT_DIM}"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            geometric_complexity_with_outputs(network, x, KEY, **options)
+
+
+def test_weight_of_each_step():
+    config = default_config()
+    config.num_steps = 100
+    assert [penalty_weight(config, step) for step in (0, 1, 99)] == [0, 0, 0]
+    config.gc_penalty.weight = 0.5
+    assert [penalty_weight(config, step) for step in (0, 1, 99)] == [0.5] * 3
+    config.gc_penalty.every_steps = 4
+    weights = [penalty_weight(config, step) for step in range(100)]
+    assert weights[:5] == [2.0, 0, 0, 0, 2.0]
+    np.testing.assert_allclose(np.mean(weights), 0.5)
+    config.gc_penalty.every_steps = 1
+    config.gc_penalty.boundaries = (0.2, 0.6)
+    config.gc_penalty.factors = (0.0, 2.0)
+    for step, expected in {0: 0, 20: 0, 21: 0.025, 40: 0.5, 60: 1.0, 99: 1.0}.items():
+        np.testing.assert_allclose(penalty_weight(config, step), expected, atol=1e-12)

@@ -1,8 +1,10 @@
 """Estimates of GC against exact GC: error for each product, and the cost of 1% on a large set.
 
     python -m experiments.benchmarks.estimators [--json] [--benchmark_run=RUN] [--figure=PATH]
+        [--layer=NAME] [--row=products|cost]
 
-On the training images of a finished run, or of a VGG-11 that is first trained on the embedded
+The first row and the figure are of the embedding, or of the flattened output of another layer. On
+the training images of a finished run, or of a VGG-11 that is first trained on the embedded
 digits. Smaller sets are repeated up to --num_images: the cost of a given error depends on their
 spread, which that leaves as it is. The forward pass over all is timed on 2,048 of them, in the same
 chunks of 32. Runs alternate in one process and seconds are medians.
@@ -27,8 +29,12 @@ from gc_nc.models import embed_fn
 from gc_nc.training import loop
 from gc_nc.training.finished_run import open_run
 
-_WORKDIR = flags.DEFINE_string("benchmark_run", None, "A finished run; none trains one on digits.")
+_WORKDIR = flags.DEFINE_string(
+    "benchmark_run", None, "A finished run; none trains one on digits.", allow_override=True
+)
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 50_000, "Size of the large set.", lower_bound=2048)
+_LAYER = flags.DEFINE_string("layer", "embedding", "Whose Jacobian the products are of.")
+_ROW = flags.DEFINE_enum("row", None, ["products", "cost"], "The only row; default both.")
 _FIGURE = flags.DEFINE_string("figure", None, "Where to draw error against products.")
 
 _REPETITIONS, _ERROR, _COST_GOAL, _PRODUCTS_GOAL = 5, 0.01, 0.1, 0.1
@@ -44,18 +50,26 @@ def main(argv: list[str]) -> None:
     del argv
     with tempfile.TemporaryDirectory() as scratch:
         run = open_run(Path(_WORKDIR.value) if _WORKDIR.value else _train(Path(scratch) / "run"))
-        embed = embed_fn(run.model, run.variables(run.steps[-1]))
+        variables = run.variables(run.steps[-1])
         split = run.dataset.train
     indices = np.random.default_rng(0).permutation(len(split.labels))
-    sample = normalize(jnp.asarray(split.images[indices[:_SAMPLE]]), run.normalization)
-    errors = _errors(embed, sample)
-    if _FIGURE.value:
-        title = f"{run.config.model.name} (width {run.config.model.width:g}), {run.dataset.name}"
-        embedding_dim = embed(sample).shape[1]
-        products = min(embedding_dim, sample[0].size)
-        estimator_figure.draw_errors(errors, products, Path(_FIGURE.value), title)
-    rows = [_products_row(errors), _cost_row(embed, run, split, indices)]
+    rows = []
+    if _ROW.value != "cost":
+        embed = embed_fn(run.model, variables, _LAYER.value)
+        sample = normalize(jnp.asarray(split.images[indices[:_SAMPLE]]), run.normalization)
+        errors = _errors(embed, sample)
+        if _FIGURE.value:
+            _draw(errors, run, min(embed(sample).shape[1], sample[0].size))
+        rows.append(_products_row(errors))
+    if _ROW.value != "products":
+        rows.append(_cost_row(embed_fn(run.model, variables), run, split, indices))
     reporting.print_rows(rows)
+
+
+def _draw(errors, run, products) -> None:
+    network = f"{run.config.model.name} (width {run.config.model.width:g}), {run.dataset.name}"
+    layer = "" if _LAYER.value == "embedding" else f", {_LAYER.value}"
+    estimator_figure.draw_errors(errors, products, Path(_FIGURE.value), network + layer)
 
 
 def _train(workdir: Path) -> Path:

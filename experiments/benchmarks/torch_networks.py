@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from gc_nc.models.layers import scaled_width
 from gc_nc.models.resnet import RESNET_STAGES
 from gc_nc.models.vgg import VGG_STAGES
 
@@ -13,14 +14,15 @@ from gc_nc.models.vgg import VGG_STAGES
 class VGG(nn.Module):
     """`gc_nc.models.VGG` without BatchNorm."""
 
-    def __init__(self, depth: int, num_classes: int):
-        """The VGG of this depth at full width."""
+    def __init__(self, depth: int, num_classes: int, width: float = 1.0):
+        """The VGG of this depth."""
         super().__init__()
         layers, channels = [], 3
         for stage in VGG_STAGES[depth]:
-            for width in stage:
-                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
-                channels = width
+            for full_width in stage:
+                features = scaled_width(full_width, width)
+                layers += [nn.Conv2d(channels, features, 3, padding=1), nn.ReLU()]
+                channels = features
             layers.append(nn.MaxPool2d(2, ceil_mode=True))
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(channels, num_classes)

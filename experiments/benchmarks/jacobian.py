@@ -1,0 +1,167 @@
+"""Exact GC of a VGG-13 of full width against PyTorch's two ways.
+
+    python -m experiments.benchmarks.jacobian [--benchmark_run=RUN] [--json]
+
+On training images of a finished run of VGG-13, or of one that is first trained on images of
+CIFAR-10's shape: 64 synthetic ones learned by heart for 40 steps. Ours is `jacobian_norms` with
+`skip_inactive`; the reference is the better of a loop over rows, a VJP of the whole batch each, and
+`torch.func.vmap(jacrev)`, on the same parameters and as many threads. The values are compared
+first. The second way is timed on 8 images only, where it is slower already.
+"""
+
+import os
+import time
+from pathlib import Path
+from statistics import median
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from experiments import launcher
+from experiments.benchmarks import reporting
+from gc_nc import metrics
+from gc_nc.data.device_batches import normalize
+from gc_nc.errors import InputError
+from gc_nc.models import build_model, embed_fn
+from gc_nc.training.finished_run import open_run
+
+_WORKDIR = flags.DEFINE_string(
+    "benchmark_run", None, "A finished run of a VGG-13.", allow_override=True
+)
+_REPETITIONS = flags.DEFINE_integer("repetitions", 5, "Timed runs a side.", lower_bound=1)
+
+_GOAL, _BATCHES = 0.5, (8, 64)
+
+
+def main(argv: list[str]) -> None:
+    """Checks that all sides agree, then times them in turn."""
+    del argv
+    embed, network, images = _trained() if not _WORKDIR.value else _opened(Path(_WORKDIR.value))
+    active = np.asarray(embed(images) > 0).sum(axis=1)
+    print(f"active units: {active.mean():.0f} of {embed(images).shape[1]}, at most {active.max()}")
+    rows = []
+    for batch in _BATCHES:
+        x = images[:batch]
+        sides = {"ours": lambda x=x: metrics.jacobian_norms(embed, x, skip_inactive=True)}
+        sides["rows"] = lambda x=x: _row_by_row(network, _to_torch(x))
+        if batch == min(_BATCHES):
+            sides["vmap(jacrev)"] = lambda x=x: _vmap_jacrev(network, _to_torch(x))
+        # Also compiles.
+        values = {name: np.asarray(run()) for name, run in sides.items()}
+        for name, value in values.items():
+            np.testing.assert_allclose(value, values["ours"], rtol=1e-3, err_msg=name)
+        seconds = {name: [] for name in sides}
+        for _ in range(_REPETITIONS.value):
+            for name, run in sides.items():
+                seconds[name].append(_seconds(run))
+        seconds = {name: median(values) for name, values in seconds.items()}
+        print("; ".join(f"{name} {value:.3g} s" for name, value in seconds.items()))
+        reference = min((name for name in seconds if name != "ours"), key=seconds.get)
+        name = f"exact GC of {batch} images, against PyTorch ({reference})"
+        rows.append(reporting.Row(name, seconds["ours"], seconds[reference], _GOAL))
+    reporting.print_rows(rows)
+
+
+def _opened(workdir: Path):
+    run = open_run(workdir)
+    if run.config.model.name != "vgg13" or run.config.model.batch_norm:
+        raise InputError(f"{workdir} holds no VGG-13 without BatchNorm")
+    variables = run.variables(run.steps[-1])
+    indices = np.random.default_rng(0).permutation(len(run.dataset.train.labels))[: max(_BATCHES)]
+    images = normalize(jnp.asarray(run.dataset.train.images[indices]), run.normalization)
+    return embed_fn(run.model, variables), _torch_copy(variables, run.config.model.width), images
+
+
+def _trained():
+    import optax
+
+    from gc_nc.compilation import jit_for_device
+    from gc_nc.training.step import cross_entropy
+
+    model = build_model("vgg13", 10)
+    keys = jax.random.split(jax.random.key(0), 2)
+    images = jax.random.normal(keys[0], (max(_BATCHES), 32, 32, 3))
+    labels = jnp.arange(max(_BATCHES)) % 10
+    variables = jax.jit(model.init)(keys[1], images[:1])
+    optimizer = optax.sgd(0.02, momentum=0.9)
+
+    def step(variables, state):
+        def loss(variables):
+            return jnp.mean(cross_entropy(model.apply(variables, images)[0], labels))
+
+        value, gradients = jax.value_and_grad(loss)(variables)
+        updates, state = optimizer.update(gradients, state)
+        return optax.apply_updates(variables, updates), state, value
+
+    step = jit_for_device(step, donate_argnums=(0, 1))
+    state = optimizer.init(variables)
+    for _ in range(40):
+        variables, state, loss = step(variables, state)
+    print(f"trained to a loss of {float(loss):.3g}")
+    return embed_fn(model, variables), _torch_copy(variables, 1.0), images
+
+
+def _torch_copy(variables, width):
+    """The embedding with the same parameters in PyTorch."""
+    try:
+        import torch
+        from torch import nn
+
+        from experiments.benchmarks import torch_networks
+    except ImportError as error:
+        raise InputError("the reference needs PyTorch; pip install -e .[bench]") from error
+    torch.set_num_threads(os.cpu_count())
+    torch.set_flush_denormal(True)
+    network = torch_networks.VGG(13, 10, width)
+    layers = [layer for layer in network.features if isinstance(layer, nn.Conv2d)]
+    params = variables["params"]
+    names = sorted(name for name in params if name.startswith("stage"))
+    with torch.no_grad():
+        for layer, name in zip(layers, names, strict=True):
+            kernel = np.transpose(np.asarray(params[name]["conv"]["kernel"]), (3, 2, 0, 1))
+            layer.weight.copy_(torch.from_numpy(kernel.copy()))
+            layer.bias.copy_(torch.from_numpy(np.array(params[name]["conv"]["bias"])))
+    network.requires_grad_(False)
+    return network.features.to(memory_format=torch.channels_last)
+
+
+def _to_torch(images):
+    import torch
+
+    channels_first = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)
+    return channels_first.contiguous(memory_format=torch.channels_last)
+
+
+def _row_by_row(features, x):
+    import torch
+
+    x.requires_grad_(True)
+    embedding = features(x).mean((2, 3))
+    total = torch.zeros(len(x))
+    # As a user of PyTorch would: units that are 0 throughout the batch have no gradient to ask for.
+    for unit in torch.nonzero((embedding > 0).any(dim=0)).ravel():
+        (row,) = torch.autograd.grad(embedding[:, unit].sum(), x, retain_graph=True)
+        total += row.square().sum((1, 2, 3))
+    return total.detach()
+
+
+def _vmap_jacrev(features, x):
+    import torch
+
+    def embed(image):
+        return features(image[None]).mean((2, 3))[0]
+
+    jacobians = torch.func.vmap(torch.func.jacrev(embed), chunk_size=1)(x)
+    return jacobians.square().sum((1, 2, 3, 4))
+
+
+def _seconds(run) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    launcher.run(main)

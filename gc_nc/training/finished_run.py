@@ -141,7 +141,7 @@ def read_measurements(workdir: Path) -> dict[str, dict[str, float]]:
     if not os.access(workdir, os.W_OK | os.X_OK):
         raise InputError(f"workdir {workdir} cannot be written to, and the results go there")
     path = workdir / "measurements.json"
-    measurements = _read_json_object(path) if path.exists() else {}
+    measurements = read_json_object(path) if path.exists() else {}
     for step, values in measurements.items():
         if not step.isdecimal() or not isinstance(values, dict):
             raise InputError(f"{path} holds {step!r}, which is no step; move the file away")
@@ -158,7 +158,12 @@ def add_measurements(workdir: Path, step: int, values: dict[str, float]) -> Path
     return path
 
 
-def _read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+      InputError: it cannot be read, or holds something else.
+    """
     try:
         value = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -190,7 +195,7 @@ def _checkpoint_steps(workdir: Path) -> tuple[int, ...]:
 
 
 def _read_config(path: Path) -> ConfigDict:
-    stored, config = _read_json_object(path), default_config()
+    stored, config = read_json_object(path), default_config()
     # Keys that came later are left at their defaults, which do what was done before.
     for key in sorted(flatten(stored).keys() - flatten(config).keys()):
         raise InputError(
@@ -206,7 +211,7 @@ def _read_config(path: Path) -> ConfigDict:
 
 
 def _read_data_facts(path: Path) -> tuple[dict[str, Any], Normalization]:
-    metadata = _read_json_object(path)
+    metadata = read_json_object(path)
     try:
         facts = metadata["data"]
         fields = facts["normalization"]

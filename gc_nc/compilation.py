@@ -1,7 +1,10 @@
 """The one place that decides how XLA compiles for the device at hand."""
 
+import contextlib
 import functools
+import hashlib
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,8 +65,22 @@ def jit_for_device(fn: Callable, **jit_options) -> Callable:
 
 
 def default_cache_dir() -> Path:
-    """Where compiled programs are kept: below XDG_CACHE_HOME, by default ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gc_nc" / "xla"
+    """Where compiled programs are kept: below XDG_CACHE_HOME, by default ~/.cache.
+
+    A folder for each kind of processor: a home may be shared by machines whose instructions differ,
+    and programs for a CPU are machine code.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "gc_nc" / "xla" / _processor()
+
+
+def _processor() -> str:
+    """A short name of the processor's instruction set."""
+    description = platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        description += "".join(sorted({x for x in lines if x.startswith(("flags", "Features"))}))
+    return f"{platform.machine()}-{hashlib.sha256(description.encode()).hexdigest()[:8]}"
 
 
 def use_persistent_cache(directory: Path) -> None:

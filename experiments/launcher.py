@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
@@ -48,20 +49,22 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
 
 def use_compilation_cache(directory: str | None) -> None:
-    """Keeps compiled programs in a directory; "" in none, None in the default one.
+    """Keeps compiled programs in a directory; "" in none, None in JAX's own or the default one.
 
     Raises:
       InputError: the directory was named and cannot be written to.
     """
-    if directory is None:
-        directory = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if directory is not None:
-        if directory:
-            use_persistent_cache(Path(directory).expanduser())
+    if directory is None and os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        # JAX reads it, and knows other places than folders.
         return
-    # Nobody named the default: a home that cannot be written to is no reason to stop.
-    with contextlib.suppress(InputError):
-        use_persistent_cache(default_cache_dir())
+    if directory is None:
+        # Nobody named the default: no home, or one that cannot be written to, is no reason to stop.
+        with contextlib.suppress(InputError, RuntimeError):
+            use_persistent_cache(default_cache_dir())
+    elif directory:
+        use_persistent_cache(Path(os.path.expanduser(directory)))
+    else:
+        jax.config.update("jax_compilation_cache_dir", None)
 
 
 def read_config(flag: flags.FlagHolder) -> ConfigDict:

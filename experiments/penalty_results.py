@@ -15,9 +15,8 @@ from absl import flags
 
 from experiments import launcher
 from gc_nc.errors import InputError
-from gc_nc.training.configuration import flatten
-from gc_nc.training.finished_run import read_json_object
-from gc_nc.training.run_directory import to_json, write_atomically
+from gc_nc.training.configuration import default_config, flatten
+from gc_nc.training.run_directory import read_json_object, to_json, write_atomically
 
 _RUNS = flags.DEFINE_string("runs", None, "Folder of run directories.")
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; it is made.")
@@ -40,7 +39,10 @@ def main(argv: list[str]) -> None:
         raise InputError("--runs and --out are needed: folders of runs and of results")
     runs, unfinished = collect(Path(_RUNS.value))
     out = Path(_OUT.value)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out={out} is no folder and cannot be made ({error})") from error
     write_atomically(out / "gc_penalty.json", to_json(runs))
     draw(runs, out / "gc_penalty.png")
     for name, _ in _PANELS:
@@ -61,13 +63,17 @@ def collect(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """
     runs, unfinished, common = [], [], None
     for path in sorted(folder.glob("*/config.json")):
-        config = flatten(read_json_object(path))
+        config = flatten(default_config()) | flatten(read_json_object(path))
         if not path.with_name("results.json").exists():
             unfinished.append(path.parent.name)
             continue
         shared = {key: value for key, value in config.items() if key not in _OWN_KEYS}
         common = common or (path, shared)
-        differing = [key for key in shared if shared[key] != common[1].get(key)]
+        differing = [
+            key
+            for key in sorted(shared.keys() | common[1].keys())
+            if key not in shared or key not in common[1] or shared[key] != common[1][key]
+        ]
         if differing:
             raise InputError(
                 f"{path} and {common[0]} differ in {', '.join(differing)}; only"
@@ -86,6 +92,8 @@ def collect(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
         )
     if not runs:
         raise InputError(f"{folder} holds no finished run, as runs/NAME/results.json")
+    if all(run["weight"] == 0 for run in runs):
+        raise InputError(f"{folder} holds no finished run with config.gc_penalty.weight above 0")
     return sorted(runs, key=lambda run: (run["weight"], run["seed"])), unfinished
 
 

@@ -41,6 +41,16 @@ def test_works_inside_every_transformation(monkeypatch, options):
         np.testing.assert_allclose(transform(compiled), transform(cube), rtol=1e-5)
 
 
+def test_the_options_are_given_to_jax(monkeypatch):
+    given = []
+    monkeypatch.setattr(compilation, "compiler_options", lambda: {"xla_cpu_option": "1"})
+    monkeypatch.setattr(
+        jax, "jit", lambda f, compiler_options=None, **_: given.append(compiler_options) or f
+    )
+    assert jit_for_device(cube)(jnp.eye(2)) == 2
+    assert given == [None, {"xla_cpu_option": "1"}]
+
+
 def test_errors_of_the_function_itself_are_its_own():
     def fails(x):
         raise ValueError(f"no {x.shape}")

@@ -72,8 +72,8 @@ def test_class_statistics_never_see_tf32():
     np.testing.assert_allclose(metrics.nc1(stats), expected, rtol=1e-3)
 
 
-def test_steps_move_nothing_between_host_and_device(tiny_run, monkeypatch):
-    """Implicit transfers are refused from the second step on, in every kind of step."""
+def test_steps_fetch_nothing(tiny_run, monkeypatch):
+    """Implicit transfers to the host are refused in plain and in penalised steps."""
     config, workdir = tiny_run
     config.evaluation.every_steps = config.log_every_steps = config.checkpoint.every_steps = 0
     config.gc_penalty.weight = 0.01
@@ -83,7 +83,7 @@ def test_steps_move_nothing_between_host_and_device(tiny_run, monkeypatch):
     guarded = []
 
     def step(self, state, number):
-        # Both programs have constants to place the first time.
+        # The first step of each kind compiles.
         if number < 2:
             return take(self, state, number)
         guarded.append(number)

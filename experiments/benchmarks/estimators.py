@@ -11,7 +11,6 @@ chunks of 32. Runs alternate in one process and seconds are medians.
 """
 
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 
@@ -24,8 +23,10 @@ from experiments import launcher
 from experiments.benchmarks import estimator_figure, reporting
 from experiments.configs import digits
 from gc_nc import metrics
+from gc_nc.compilation import jit_for_device
 from gc_nc.data.device_batches import normalize
-from gc_nc.models import embed_fn
+from gc_nc.errors import InputError
+from gc_nc.models import build_model, embed_fn, layer_names
 from gc_nc.training import loop
 from gc_nc.training.finished_run import open_run
 
@@ -48,6 +49,12 @@ _ONE_BY_ONE = ("output_probes", "input_probes", "jacobian_entries")
 def main(argv: list[str]) -> None:
     """Measures, prints the rows and draws the figure if asked."""
     del argv
+    if _ROW.value == "cost" and (_FIGURE.value or _LAYER.value != "embedding"):
+        raise InputError("--row=cost is of the embedding and draws nothing; drop --figure, --layer")
+    if not _WORKDIR.value:
+        names = layer_names(build_model(digits.get_config().model.name, 10))
+        if _LAYER.value not in names:
+            raise InputError(f"--layer={_LAYER.value!r} is not one of {', '.join(names)}")
     with tempfile.TemporaryDirectory() as scratch:
         run = open_run(Path(_WORKDIR.value) if _WORKDIR.value else _train(Path(scratch) / "run"))
         variables = run.variables(run.steps[-1])
@@ -121,7 +128,7 @@ def _cost_row(embed, run, split, indices) -> reporting.Row:
     rows = np.resize(indices, _NUM_IMAGES.value)
     images = np.asarray(normalize(jnp.asarray(split.images), run.normalization))[rows]
     labels = split.labels[rows]
-    forward = jax.jit(lambda embed, x: embed(x))
+    forward = jit_for_device(lambda embed, x: embed(x))
     chunks = jnp.asarray(images[:2048]).reshape(64, 32, *images.shape[1:])
 
     def forward_pass():
@@ -139,16 +146,10 @@ def _cost_row(embed, run, split, indices) -> reporting.Row:
     for seed in range(_REPETITIONS):
         # Compiles what this plan needs.
         found = planned(seed)
-        reference.append(_seconds(forward_pass) * len(images) / 2048)
-        ours.append(_seconds(lambda seed=seed: planned(seed)))
+        reference.append(reporting.time_call(forward_pass) * len(images) / 2048)
+        ours.append(reporting.time_call(lambda seed=seed: planned(seed)))
     name = f"GC to 1%: {found.num_examples} examples, probes {found.num_probes}; forward pass"
     return reporting.Row(name, median(ours), median(reference), _COST_GOAL)
-
-
-def _seconds(run) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ first. The second way is timed on 8 images only, where it is slower already. 64 
 minutes each time on two cores.
 """
 
-import os
-import time
+import sys
 from pathlib import Path
 from statistics import median
 
@@ -45,7 +44,7 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--batches={','.join(_BATCHES.value)} must be numbers from 1 to {_MOST}")
     embed, network, images = _trained() if not _WORKDIR.value else _opened(Path(_WORKDIR.value))
     active = np.asarray(embed(images) > 0).sum(axis=1)
-    print(f"active units: {active.mean():.0f} of {embed(images).shape[1]}, at most {active.max()}")
+    _say(f"active units: {active.mean():.0f} of {embed(images).shape[1]}, at most {active.max()}")
     rows = []
     for batch in map(int, _BATCHES.value):
         x = images[:batch]
@@ -60,13 +59,17 @@ def main(argv: list[str]) -> None:
         seconds = {name: [] for name in sides}
         for _ in range(_REPETITIONS.value):
             for name, run in sides.items():
-                seconds[name].append(_seconds(run))
+                seconds[name].append(reporting.time_call(run))
         seconds = {name: median(values) for name, values in seconds.items()}
-        print("; ".join(f"{name} {value:.3g} s" for name, value in seconds.items()))
+        _say("; ".join(f"{name} {value:.3g} s" for name, value in seconds.items()))
         reference = min((name for name in seconds if name != "ours"), key=seconds.get)
         name = f"exact GC of {batch} images, against PyTorch ({reference})"
         rows.append(reporting.Row(name, seconds["ours"], seconds[reference], _GOAL))
     reporting.print_rows(rows)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _opened(workdir: Path):
@@ -74,8 +77,11 @@ def _opened(workdir: Path):
     if run.config.model.name != "vgg13" or run.config.model.batch_norm:
         raise InputError(f"{workdir} holds no VGG-13 without BatchNorm")
     variables = run.variables(run.steps[-1])
-    indices = np.random.default_rng(0).permutation(len(run.dataset.train.labels))[:_MOST]
-    images = normalize(jnp.asarray(run.dataset.train.images[indices]), run.normalization)
+    split = run.dataset.train
+    if len(split.labels) < _MOST or split.images.shape[3] != 3:
+        raise InputError(f"{workdir} must be trained on at least {_MOST} images of 3 channels")
+    indices = np.random.default_rng(0).permutation(len(split.labels))[:_MOST]
+    images = normalize(jnp.asarray(split.images[indices]), run.normalization)
     return embed_fn(run.model, variables), _torch_copy(variables, run.config.model.width), images
 
 
@@ -104,23 +110,17 @@ def _trained():
     state = optimizer.init(variables)
     for _ in range(40):
         variables, state, loss = step(variables, state)
-    print(f"trained to a loss of {float(loss):.3g}")
+    _say(f"trained to a loss of {float(loss):.3g}")
     return embed_fn(model, variables), _torch_copy(variables, 1.0), images
 
 
 def _torch_copy(variables, width):
     """The embedding with the same parameters in PyTorch."""
-    try:
-        import torch
-        from torch import nn
+    torch = reporting.import_torch()
+    from experiments.benchmarks import torch_networks
 
-        from experiments.benchmarks import torch_networks
-    except ImportError as error:
-        raise InputError("the reference needs PyTorch; pip install -e .[bench]") from error
-    torch.set_num_threads(os.cpu_count())
-    torch.set_flush_denormal(True)
     network = torch_networks.VGG(13, 10, width)
-    layers = [layer for layer in network.features if isinstance(layer, nn.Conv2d)]
+    layers = [layer for layer in network.features if isinstance(layer, torch.nn.Conv2d)]
     params = variables["params"]
     names = sorted(name for name in params if name.startswith("stage"))
     with torch.no_grad():
@@ -160,12 +160,6 @@ def _vmap_jacrev(features, x):
 
     jacobians = torch.func.vmap(torch.func.jacrev(embed), chunk_size=1)(x)
     return jacobians.square().sum((1, 2, 3, 4))
-
-
-def _seconds(run) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
 """How benchmarks print: a table, or with --json one object a line."""
 
 import json
-from collections.abc import Sequence
-from typing import NamedTuple
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import jax
 from absl import flags
+
+from gc_nc.errors import InputError
 
 # Here because a flag can be defined only once, and every benchmark has it.
 _JSON = flags.DEFINE_boolean("json", False, "Print one JSON object a line instead of a table.")
@@ -28,6 +33,29 @@ class Row(NamedTuple):
     def met(self) -> bool:
         """Whether the goal is reached."""
         return self.ratio <= self.goal
+
+
+def time_call(run: Callable[[], Any]) -> float:
+    """Seconds until what run() returns is there."""
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+def import_torch():
+    """PyTorch on as many threads as this process may use, flushing to 0 as JAX does.
+
+    Raises:
+      InputError: it is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError("the reference needs PyTorch; pip install -e .[bench]") from error
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    # Below float32's normal range arithmetic is many times slower.
+    torch.set_flush_denormal(True)
+    return torch
 
 
 def print_rows(rows: Sequence[Row]) -> None:

@@ -7,7 +7,6 @@ class means in a first pass and the deviations from them in a second. Runs alter
 seconds are medians, and on a busy machine only the ratios mean something. Half a minute in all.
 """
 
-import time
 from statistics import median
 
 import jax
@@ -17,7 +16,6 @@ from absl import flags
 from experiments import launcher
 from experiments.benchmarks import reporting
 from gc_nc import metrics
-from gc_nc.errors import InputError
 
 _NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 50_000, "Rows.", lower_bound=1000)
 
@@ -45,15 +43,11 @@ def main(argv: list[str]) -> None:
         np.testing.assert_allclose(ours(), reference(), rtol=1e-4, err_msg=name)
     rows = []
     for name, (ours, reference, goal) in comparisons.items():
-        pairs = [(_seconds(ours), _seconds(reference)) for _ in range(_REPETITIONS)]
+        pairs = [
+            (reporting.time_call(ours), reporting.time_call(reference)) for _ in range(_REPETITIONS)
+        ]
         rows.append(reporting.Row(name, *map(median, zip(*pairs, strict=True)), goal))
     reporting.print_rows(rows)
-
-
-def _seconds(run):
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def _ours(z, labels, *, batch_size=None, scatter=False):
@@ -74,10 +68,7 @@ def _ours(z, labels, *, batch_size=None, scatter=False):
 
 
 def _reference(z, labels, *, scatter):
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError("the reference needs PyTorch; pip install -e .[bench]") from error
+    torch = reporting.import_torch()
     z, labels = torch.from_numpy(z), torch.from_numpy(labels)
 
     def run():

@@ -119,14 +119,9 @@ class _Ours:
 
 def _torch(name: str, batch_size: int, penalty_weight: float = 0.0):
     def build():
-        try:
-            import torch
+        reporting.import_torch().manual_seed(0)
+        from experiments.benchmarks import torch_networks
 
-            from experiments.benchmarks import torch_networks
-        except ImportError as error:
-            raise InputError("the reference needs PyTorch; pip install -e .[bench]") from error
-        torch.set_num_threads(os.cpu_count())
-        torch.manual_seed(0)
         network = torch_networks.VGG(13, 10) if name == "VGG" else torch_networks.ResNet18(10)
         return torch_networks.training_step(
             network, batch_size, penalty_weight=_WEIGHT * penalty_weight

@@ -245,7 +245,8 @@ def check_embedding(embed_fn: EmbedFn, inputs: Array) -> tuple[jax.Array, int]:
     inputs = as_floating(inputs, "inputs")
     if inputs.ndim == 0 or inputs.shape[0] == 0:
         raise ValueError(f"inputs of shape {inputs.shape} hold no example; at least 1 is needed")
-    shared = comparable(embed_fn)
+    # Inside jit nothing is gained, and leaves that are Python numbers may stay such.
+    shared = None if staged() else comparable(embed_fn)
     if shared is not None:
         output = jax.eval_shape(_embed, shared, inputs)
     else:

@@ -104,9 +104,10 @@ def default_config() -> ConfigDict:
             },
             "monitor": {
                 # GC on so many of the evaluation's training examples, by so many products each,
-                # every so many steps (0: never): about 1% of the training time by default.
-                "every_steps": 200,
-                "examples": 64,
+                # every so many steps (0: never) that have no evaluation: about 1% of the training
+                # time by default.
+                "every_steps": 100,
+                "examples": 32,
                 "probes": 1,
             },
             # Loss of the current batch. 0: never.
@@ -190,6 +191,9 @@ def check_config(config: ConfigDict) -> None:
         "checkpoint.every_steps",
     ):
         require(key, flat[key] >= 0, "at least 0")
+    penalty_steps = flat["gc_penalty.every_steps"]
+    most = f"at most config.num_steps={flat['num_steps']}"
+    require("gc_penalty.every_steps", penalty_steps <= flat["num_steps"], most)
     require(
         "schedule.warmup_steps",
         flat["schedule.warmup_steps"] < flat["num_steps"],
@@ -223,6 +227,11 @@ def check_config(config: ConfigDict) -> None:
         all(_is_number(f) and 0 <= f <= _MAX_FLOAT for f in factors)
         and len(factors) == num_factors,
         f"{num_factors} numbers of at least 0, one for each of config.gc_penalty.boundaries",
+    )
+    require(
+        "gc_penalty.weight",
+        flat["gc_penalty.weight"] * max([1, *factors]) * penalty_steps <= _MAX_FLOAT,
+        f"at most {_MAX_FLOAT:g} after its factors and every_steps={penalty_steps}",
     )
     for key, least in (
         ("data.num_classes", 2),

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from gc_nc.data.sources import load_dataset
 from gc_nc.errors import InputError
 from gc_nc.models import build_model
 from gc_nc.training.configuration import check_config, default_config, flatten
-from gc_nc.training.run_directory import to_json, write_atomically
+from gc_nc.training.run_directory import read_json_object, to_json, write_atomically
 from gc_nc.training.step import init_state, make_optimizer
 
 
@@ -156,21 +155,6 @@ def add_measurements(workdir: Path, step: int, values: dict[str, float]) -> Path
     ordered = {name: measurements[name] for name in sorted(measurements, key=int)}
     write_atomically(path, to_json(ordered))
     return path
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-      InputError: it cannot be read, or holds something else.
-    """
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error})") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} holds no JSON object")
-    return value
 
 
 def _open_checkpoints(workdir: Path) -> ocp.CheckpointManager:

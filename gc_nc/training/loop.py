@@ -183,8 +183,11 @@ class _Run:
                 num_probes=config.monitor.probes,
             )
         )
-        watched = self._subsets["train"][: config.monitor.examples]
-        self._watched_images = jax.device_put(self._host_splits["train"].images[watched])
+        split = self._host_splits["train"]
+        # By the same seed a part of the evaluation's examples, and as random.
+        num_watched = min(config.monitor.examples, config.evaluation.gc_examples)
+        watched = gc_subset(config.seed, len(split.labels), num_watched)
+        self._watched_images = jax.device_put(split.images[watched])
         with contextlib.ExitStack() as stack:
             self._checkpoints = stack.enter_context(
                 Checkpoints(self._workdir / "checkpoints", keep=config.checkpoint.keep)
@@ -210,6 +213,9 @@ class _Run:
             evaluated = bool(evaluations) and evaluations[-1]["step"] == step
             if self._evaluation_is_due(step) and not evaluated:
                 self._evaluate(state, step)
+            if 0 < config.monitor.every_steps < config.num_steps:
+                # Compiles it before the steps whose speed is logged.
+                self._watch(state, step)
             self._take_steps(state, step)
         return self._finish()
 
@@ -227,9 +233,9 @@ class _Run:
                 self._log_record(*pending)
                 pending = None
             record = {}
-            if _due(config.monitor.every_steps, step):
-                key = jax.random.fold_in(self._monitor_key, step)
-                record |= self._monitor(state.variables, self._watched_images, key)
+            # An evaluation measures the same on more examples.
+            if _due(config.monitor.every_steps, step) and not self._evaluation_is_due(step):
+                record |= self._watch(state, step)
             if _due(config.log_every_steps, step):
                 elapsed = time.perf_counter() - started
                 record |= {f"batch/{name}": value for name, value in batch.items()}
@@ -263,6 +269,10 @@ class _Run:
         if weight:
             return self._penalised_step(*arguments, self._penalty_key, np.float32(weight))
         return self._plain_step(*arguments)
+
+    def _watch(self, state: TrainState, step: int) -> dict[str, jax.Array]:
+        key = jax.random.fold_in(self._monitor_key, step)
+        return self._monitor(state.variables, self._watched_images, key)
 
     def _evaluation_is_due(self, step: int) -> bool:
         return step in (0, self._config.num_steps) or _due(
@@ -316,6 +326,7 @@ class _Run:
                 f"the loss became {float(total_loss)} at step {step} (last checkpoint:"
                 f" {'none' if saved is None else f'step {saved}'}); lower"
                 " config.optimizer.learning_rate"
+                + (" or config.gc_penalty.weight" if self._penalty else "")
             )
 
     def _finish(self) -> dict[str, Any]:

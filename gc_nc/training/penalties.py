@@ -151,7 +151,8 @@ def penalty_weight(config: ConfigDict, step: int) -> float:
     mean over steps is that of a penalty in every step.
     """
     penalty = config.gc_penalty
-    if not penalty.weight or step % penalty.every_steps:
+    # The last of every n steps, since logs are of steps n, 2 n and so on.
+    if not penalty.weight or (step + 1) % penalty.every_steps:
         return 0.0
     factor = 1.0
     if penalty.boundaries:

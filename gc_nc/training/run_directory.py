@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from gc_nc.errors import InputError
-from gc_nc.training.configuration import flatten
+from gc_nc.training.configuration import default_config, flatten
 
 _PACKAGES = ("gc_nc", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _MISSING = "(no such key)"
@@ -52,7 +52,8 @@ def check_run_directory(workdir: Path, config: ConfigDict) -> None:
     config_path = workdir / "config.json"
     try:
         if config_path.exists():
-            _check_same_config(workdir, _read_object(config_path), _resolved(config))
+            stored = read_json_object(config_path, hint="; choose another workdir")
+            _check_same_config(workdir, stored, _resolved(config))
         elif workdir.is_dir() and any(not _is_ours(path) for path in workdir.iterdir()):
             raise InputError(
                 f"workdir {workdir} is not empty and holds no run (no config.json);"
@@ -76,13 +77,22 @@ def _is_ours(path: Path) -> bool:
     )
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, *, hint: str = "") -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Args:
+      path: of the file.
+      hint: what to do about it, for the end of the message.
+
+    Raises:
+      InputError: it cannot be read, or holds something else.
+    """
     try:
         value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} cannot be read ({error}); choose another workdir") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}){hint}") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path} holds no JSON object; choose another workdir")
+        raise InputError(f"{path} holds no JSON object{hint}")
     return value
 
 
@@ -123,7 +133,9 @@ def _resolved(config: ConfigDict) -> dict[str, Any]:
 
 
 def _check_same_config(workdir: Path, stored: dict, config: dict) -> None:
-    stored, config = flatten(stored), flatten(config)
+    # Keys that came after the run began: their defaults do what was done before.
+    stored = flatten(_resolved(default_config())) | flatten(stored)
+    config = flatten(config)
     differing = [
         f"{key} is {stored.get(key, _MISSING)!r} there and {config.get(key, _MISSING)!r} here"
         for key in stored | config
@@ -159,7 +171,7 @@ def _git_revision() -> str | None:
 def read_results(workdir: Path) -> dict[str, Any] | None:
     """The results of a finished run, or None."""
     path = workdir / "results.json"
-    return _read_object(path) if path.exists() else None
+    return read_json_object(path, hint="; choose another workdir") if path.exists() else None
 
 
 def read_records(workdir: Path) -> list[dict[str, Any]]:

@@ -79,6 +79,7 @@ def test_small_maps_and_their_derivatives_equal_the_convolution(size, kernel_siz
     # On an accelerator the convolution is the fast way, whatever the map.
     assert ("conv_general_dilated" in program) == (jax.default_backend() != "cpu")
 
+    # Sums of up to 100 products in another order, and of their squares.
     def compare(f):
         np.testing.assert_allclose(f(ours), f(reference), rtol=1e-4, atol=1e-4)
 

@@ -54,6 +54,7 @@ def test_misspelt_and_missing_keys_of_a_config_file():
         ("gc_penalty.of", "input", "must be one of embedding, logits"),
         ("gc_penalty.batch_fraction", 0.0, r"batch_fraction=0.0 must be in \(0, 1\]"),
         ("gc_penalty.every_steps", 0, "every_steps=0 must be at least 1"),
+        ("gc_penalty.every_steps", 2001, "every_steps=2001 must be at most config.num_steps=2000"),
         ("gc_penalty.boundaries", (0.5, 0.1), "fractions of num_steps from 0 to 1, ascending"),
         ("gc_penalty.factors", (1.0,), r"factors=\(1.0,\) must be 0 numbers of at least 0"),
         ("monitor.examples", 1, "monitor.examples=1 must be at least 2"),
@@ -70,4 +71,13 @@ def test_bad_values_are_named(key, value, message):
     config = default_config()
     config.update_from_flattened_dict({key: value})
     with pytest.raises(InputError, match=message):
+        check_config(config)
+
+
+def test_a_penalty_weight_must_fit_after_its_factors():
+    config = default_config()
+    config.gc_penalty.weight = 1e38
+    check_config(config)
+    config.gc_penalty.every_steps = 10
+    with pytest.raises(InputError, match=r"weight=1e\+38 must be at most 3e\+38 after its factors"):
         check_config(config)

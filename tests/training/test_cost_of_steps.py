@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from gc_nc import metrics
+from gc_nc.data.device_batches import normalize
 from gc_nc.models import build_model, embed_fn
 from gc_nc.training import evaluation, loop, run_directory
 from gc_nc.training.checkpoints import Checkpoints
@@ -60,7 +61,9 @@ def records_of(workdir):
 def test_nothing_compiles_after_the_first_step(tiny_run, monkeypatch, compilations):
     config, workdir = tiny_run
     counts = count_between_steps(monkeypatch, lambda: len(compilations))
-    loop.train(quiet(config), workdir)
+    quiet(config).log_every_steps = 2
+    config.monitor.every_steps = 3
+    loop.train(config, workdir)
     assert counts[0] > 0
     assert set(counts) == {counts[0]}
 
@@ -139,8 +142,8 @@ def test_a_penalised_run_logs_its_terms_and_goes_on_as_an_unbroken_one(tiny_run,
         terms = ("batch/loss", "batch/gc_penalty", "batch/l2_penalty")
         total = sum(record[name] for name in terms)
         np.testing.assert_allclose(record["batch/total_loss"], total, rtol=1e-5)
-        assert record["monitor/geometric_complexity"] > 0
-        assert record["monitor/geometric_complexity_sem"] > 0
+        # Not beside the evaluations of steps 4 and 8, which measure more.
+        assert ("monitor/geometric_complexity" in record) == (record["step"] in (2, 6))
 
     class PowerCut(BaseException):
         pass
@@ -165,29 +168,23 @@ def test_a_penalised_run_logs_its_terms_and_goes_on_as_an_unbroken_one(tiny_run,
 
 def test_the_monitor_measures_gc_of_its_images(tiny_run, monkeypatch):
     config, workdir = tiny_run
-    config.monitor.every_steps = 8
-    config.monitor.examples = 6
+    config.monitor.every_steps = config.checkpoint.every_steps = 7
+    config.monitor.examples = 4
     config.monitor.probes = 300
     loop.train(config, workdir)
-    record = next(r for r in records_of(workdir) if "monitor/geometric_complexity" in r)
-    measured = next(r for r in records_of(workdir) if r["step"] == 8 and "train/accuracy" in r)
-    # The same 6 images, by 300 products each and by 4: within what the fewer leave open.
-    images = open_run(workdir)
-    gc = metrics.geometric_complexity(
-        embed_fn(images.model, images.variables(8)), subset_inputs(images)
-    )
-    np.testing.assert_allclose(record["monitor/geometric_complexity"], gc, rtol=0.05)
-    assert measured["train/geometric_complexity"] != record["monitor/geometric_complexity"]
-
-
-def subset_inputs(run):
-    from gc_nc.data.device_batches import normalize
-
+    (record,) = [r for r in records_of(workdir) if "monitor/geometric_complexity" in r]
+    assert record["step"] == 7
+    run = open_run(workdir)
     split = run.dataset.train
-    subset = evaluation.gc_subset(
-        run.config.seed, len(split.labels), run.config.evaluation.gc_examples
+    # A random part of the evaluation's 6.
+    subset = evaluation.gc_subset(config.seed, 10, 4)
+    assert set(subset) < set(evaluation.gc_subset(config.seed, 10, 6))
+    inputs = normalize(jnp.asarray(split.images[subset]), run.normalization)
+    norms = metrics.jacobian_norms(embed_fn(run.model, run.variables(7)), inputs)
+    # 300 products leave about 1 / sqrt(300) of each norm open.
+    np.testing.assert_allclose(
+        record["monitor/geometric_complexity"], jnp.mean(norms), rtol=4 * 300**-0.5
     )
-    return normalize(jnp.asarray(split.images[subset]), run.normalization)
 
 
 def test_probes_differ_between_steps_and_splits(tiny_run, monkeypatch):
@@ -236,6 +233,7 @@ def test_bfloat16_trains_in_it_and_keeps_and_measures_float32(tiny_run):
         for path in (workdir, workdir.with_name("float32"))
     ]
     assert losses[0] != losses[1]
+    # bfloat16 has 8 bits, 0.4%, and a small learning rate does not let 8 steps drift apart.
     np.testing.assert_allclose(*losses, rtol=0.05)
 
 

@@ -283,6 +283,31 @@ def test_seeds_change_the_run(tiny_run):
     assert loop.train(config, workdir.with_name("other"))["metrics"] != first["metrics"]
 
 
+def test_a_run_from_before_a_key_existed_is_taken_up_and_measured(tiny_run, capsys):
+    from gc_nc.training.finished_run import open_run
+
+    config, workdir = tiny_run
+    results = loop.train(config, workdir)
+    path = workdir / "config.json"
+    stored = json.loads(path.read_text())
+    del stored["gc_penalty"], stored["precision"], stored["model"]["dtype"]
+    path.write_text(json.dumps(stored))
+    assert loop.train(config, workdir) == results
+    assert open_run(workdir).config.to_dict() == config.to_dict()
+    config.gc_penalty.weight = 0.5
+    with pytest.raises(InputError, match=r"weight is 0\.0 there and 0\.5 here"):
+        loop.train(config, workdir)
+
+
+def test_an_exact_penalty_of_a_wide_embedding_is_refused_at_the_start(tiny_run):
+    config, workdir = tiny_run
+    config.model.width = 0.25
+    config.gc_penalty.weight, config.gc_penalty.method = 1.0, "exact"
+    with pytest.raises(InputError, match="of the 128 dimensions of the embedding and allows 64"):
+        loop.train(config, workdir)
+    assert not workdir.exists()
+
+
 def test_another_config_is_refused_with_the_keys_that_differ(tiny_run):
     config, workdir = tiny_run
     loop.train(config, workdir)
@@ -353,7 +378,6 @@ def test_a_workdir_that_cannot_serve(tiny_run, prepare, message):
         ("batch_size", 11, "batch_size=11 is more than the 10 training examples"),
         ("data.crop_padding", 5, "crop_padding=5 is more than half"),
         ("data.data_dir", "missing.npz", "does not exist"),
-        ("gc_penalty.method", "exact", "of the 10 dimensions of the embedding and allows"),
         ("model.width", 100.0, "width=100.0 makes a training state that needs .* GiB"),
     ],
 )

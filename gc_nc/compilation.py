@@ -61,6 +61,8 @@ def jit_for_device(fn: Callable, **jit_options) -> Callable:
                 raise
             return plain(*arguments, **keywords)
 
+    # As jax.jit's functions have it: how many programs there are.
+    call._cache_size = lambda: plain._cache_size() + with_options()._cache_size()
     return call
 
 

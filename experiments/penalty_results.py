@@ -9,20 +9,25 @@ gc_penalty.png into --out.
 
 import math
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from absl import flags
 
 from experiments import launcher
 from gc_nc.errors import InputError
-from gc_nc.training.configuration import default_config, flatten
-from gc_nc.training.run_directory import read_json_object, to_json, write_atomically
+from gc_nc.training.run_directory import (
+    read_json_object,
+    read_stored_config,
+    to_json,
+    write_atomically,
+)
 
 _RUNS = flags.DEFINE_string("runs", None, "Folder of run directories.")
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; it is made.")
 
 _OWN_KEYS = ("gc_penalty.weight", "seed")
-#: Metric, panel, and the splits shown.
+#: Metric and the title of its panel.
 _PANELS = (
     ("geometric_complexity", "Geometric complexity"),
     ("geometric_collapse", "Geometric collapse"),
@@ -63,7 +68,7 @@ def collect(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """
     runs, unfinished, common = [], [], None
     for path in sorted(folder.glob("*/config.json")):
-        config = flatten(default_config()) | flatten(read_json_object(path))
+        config = read_stored_config(path)
         if not path.with_name("results.json").exists():
             unfinished.append(path.parent.name)
             continue
@@ -114,7 +119,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
             points = [(places[r["weight"]], r["metrics"][f"{split}/{name}"]) for r in runs]
             ax.plot(*zip(*points, strict=True), "o", color=color, markersize=4, alpha=0.6)
             means = [
-                _mean(r["metrics"][f"{split}/{name}"] for r in runs if r["weight"] == weight)
+                fmean(r["metrics"][f"{split}/{name}"] for r in runs if r["weight"] == weight)
                 for weight in weights
             ]
             style = "-" if split == "train" else "--"
@@ -131,11 +136,6 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
         ax.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(frameon=False)
     figure.savefig(path, dpi=150)
-
-
-def _mean(values) -> float:
-    values = list(values)
-    return sum(values) / len(values)
 
 
 if __name__ == "__main__":

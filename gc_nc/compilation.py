@@ -50,13 +50,15 @@ def jit_for_device(fn: Callable, **jit_options) -> Callable:
 
     @functools.wraps(fn)
     def call(*arguments, **keywords):
-        if not compiler_options():
+        leaves = jax.tree.leaves((arguments, keywords))
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+        if traced or not compiler_options():
             return plain(*arguments, **keywords)
         try:
             return with_options()(*arguments, **keywords)
         except ValueError as error:
-            # Inside another jit, or under grad, the outermost program's options hold, and JAX
-            # refuses others while it traces, before anything ran or was donated.
+            # Inside another jit, or under grad, fn may close over what is traced. The outermost
+            # program's options hold, and JAX refuses others before anything ran or was donated.
             if "compiler_options" not in str(error):
                 raise
             return plain(*arguments, **keywords)

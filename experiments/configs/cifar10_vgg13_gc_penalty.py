@@ -7,7 +7,7 @@ momentum, length and the larger weights are ours. One run of the grid:
         --config.data.data_dir=DATA --config.gc_penalty.weight=1e-4 --config.seed=0 \\
         --workdir=runs/gc_penalty/1e-4_0
 
-Three at a time on one H200, such a run took about 80 seconds; results and figure are in
+Three at a time on one H200, it took 62 to 83 steps a second; results and figure are in
 docs/results/gc_penalty.md.
 """
 

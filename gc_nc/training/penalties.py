@@ -39,9 +39,8 @@ def geometric_complexity_with_outputs(
     J is the Jacobian of the network's first output by its input, and with signs v and u, drawn
     anew for each example:
 
-    * `output_probes`: mean of |J^T v|^2, a VJP each. As a term of a loss that needs the other
-      outputs, its FLOPs are those of one more forward and two more backward passes less what it
-      shares: a step costs twice a plain one (arXiv 1908.02729 has the idea for logits).
+    * `output_probes`: mean of |J^T v|^2, a VJP each (arXiv 1908.02729 has the idea for logits).
+      Sharing the forward pass, a training step with one probe has twice the FLOPs of a plain one.
     * `input_probes`: mean of |J u|^2, a JVP each.
     * `exact`: all rows of J, K VJPs; for logits of few classes. `key` and `num_probes` count not.
 

@@ -52,8 +52,8 @@ def check_run_directory(workdir: Path, config: ConfigDict) -> None:
     config_path = workdir / "config.json"
     try:
         if config_path.exists():
-            stored = read_json_object(config_path, hint="; choose another workdir")
-            _check_same_config(workdir, stored, _resolved(config))
+            stored = read_stored_config(config_path, hint="; choose another workdir")
+            _check_same_config(workdir, stored, flatten(_resolved(config)))
         elif workdir.is_dir() and any(not _is_ours(path) for path in workdir.iterdir()):
             raise InputError(
                 f"workdir {workdir} is not empty and holds no run (no config.json);"
@@ -96,6 +96,21 @@ def read_json_object(path: Path, *, hint: str = "") -> dict[str, Any]:
     return value
 
 
+def read_stored_config(path: Path, *, hint: str = "") -> dict[str, Any]:
+    """A run's config.json, flat; keys that came after it have their defaults.
+
+    Those do what was done before.
+
+    Args:
+      path: of config.json.
+      hint: as in `read_json_object`.
+
+    Raises:
+      InputError: as there.
+    """
+    return flatten(_resolved(default_config())) | flatten(read_json_object(path, hint=hint))
+
+
 def create_run_directory(workdir: Path, config: ConfigDict, data: dict[str, Any]) -> None:
     """Writes config.json and metadata.json, unless they are there: they are of the run's start.
 
@@ -133,9 +148,6 @@ def _resolved(config: ConfigDict) -> dict[str, Any]:
 
 
 def _check_same_config(workdir: Path, stored: dict, config: dict) -> None:
-    # Keys that came after the run began: their defaults do what was done before.
-    stored = flatten(_resolved(default_config())) | flatten(stored)
-    config = flatten(config)
     differing = [
         f"{key} is {stored.get(key, _MISSING)!r} there and {config.get(key, _MISSING)!r} here"
         for key in stored | config

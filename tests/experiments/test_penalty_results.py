@@ -18,6 +18,11 @@ def test_collects_finished_runs_and_draws_them(tiny_run, tmp_path):
         loop.train(config, runs / f"{weight}_{seed}")
     (runs / "late").mkdir()
     (runs / "late" / "config.json").write_text((runs / "0.0_0" / "config.json").read_text())
+    # A run from before a key existed is one with its default.
+    old = runs / "0.0_0" / "config.json"
+    stored = json.loads(old.read_text())
+    del stored["gc_penalty"]
+    old.write_text(json.dumps(stored))
     found, unfinished = penalty_results.collect(runs)
     assert [(run["weight"], run["seed"]) for run in found] == [(0.0, 0), (0.1, 0), (0.1, 1)]
     assert unfinished == ["late"]

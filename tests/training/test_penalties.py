@@ -33,6 +33,13 @@ SPLIT = ImageSplit(
 )
 
 
+@pytest.fixture(autouse=True)
+def _full_precision():
+    """Closed forms are held to more digits than TF32 has."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
 def penalised_step(model=PLAIN, penalty=None, **options):
     defaults = {
         "model": model,

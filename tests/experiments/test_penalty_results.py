@@ -31,8 +31,10 @@ def test_collects_finished_runs_and_draws_them(tiny_run, tmp_path):
     penalty_results.draw(found, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
-    config.optimizer.learning_rate = 0.123
-    loop.train(config, runs / "other")
+    other = runs / "0.1_1" / "config.json"
+    stored = json.loads(other.read_text())
+    stored["optimizer"]["learning_rate"] = 0.123
+    other.write_text(json.dumps(stored))
     with pytest.raises(InputError, match=r"differ in optimizer\.learning_rate; only"):
         penalty_results.collect(runs)
     with pytest.raises(InputError, match="holds no finished run"):

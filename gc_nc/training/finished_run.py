@@ -14,12 +14,13 @@ import orbax.checkpoint as ocp
 from absl import logging
 from ml_collections import ConfigDict
 
+from gc_nc.data.class_splits import HELD_PARTS, ClassImages
 from gc_nc.data.datasets import ImageDataset
 from gc_nc.data.device_batches import Normalization
-from gc_nc.data.sources import load_dataset
 from gc_nc.errors import InputError
 from gc_nc.models import build_model
 from gc_nc.training.configuration import check_config, default_config, flatten
+from gc_nc.training.run_data import load_run_data
 from gc_nc.training.run_directory import read_json_object, to_json, write_atomically
 from gc_nc.training.step import init_state, make_optimizer
 
@@ -35,6 +36,7 @@ class FinishedRun:
       dataset: on the host.
       normalization: of the pixels, as the network was trained with it.
       steps: that have a checkpoint, ascending.
+      held_classes: images of classes it was not trained on, by "val" and "target"; may be empty.
     """
 
     workdir: Path
@@ -43,6 +45,7 @@ class FinishedRun:
     dataset: ImageDataset
     normalization: Normalization
     steps: tuple[int, ...]
+    held_classes: dict[str, ClassImages]
 
     def select_steps(self, step: str) -> tuple[int, ...]:
         """The steps that "latest", "all" or a number mean.
@@ -113,14 +116,8 @@ def open_run(workdir: Path, data_dir: str | None = None) -> FinishedRun:
         if data_dir is not None:
             config.data.data_dir = data_dir
     facts, normalization = _read_data_facts(workdir / "metadata.json")
-    data = config.data
-    dataset = load_dataset(
-        data.source,
-        data.name,
-        data.data_dir,
-        num_classes=data.num_classes,
-        memory_limit_gib=data.memory_limit_gib,
-    )
+    data = load_run_data(config)
+    dataset = data.source
     _check_same_data(workdir, facts, dataset)
     model = build_model(
         config.model.name,
@@ -128,7 +125,8 @@ def open_run(workdir: Path, data_dir: str | None = None) -> FinishedRun:
         width=config.model.width,
         batch_norm=config.model.batch_norm,
     )
-    return FinishedRun(workdir, config, model, dataset, normalization, steps)
+    held = {part: getattr(data, part) for part in HELD_PARTS if getattr(data, part) is not None}
+    return FinishedRun(workdir, config, model, dataset, normalization, steps, held)
 
 
 def read_measurements(workdir: Path) -> dict[str, dict[str, float]]:

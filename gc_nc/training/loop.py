@@ -23,7 +23,7 @@ from gc_nc.data.device_batches import (
     channel_normalization,
     identity_normalization,
 )
-from gc_nc.data.sources import free_device_memory, load_dataset
+from gc_nc.data.sources import free_device_memory
 from gc_nc.errors import InputError
 from gc_nc.models import build_model
 from gc_nc.training import run_directory
@@ -32,6 +32,7 @@ from gc_nc.training.configuration import check_config
 from gc_nc.training.evaluation import evaluate_split, gc_subset, monitor_complexity
 from gc_nc.training.penalties import MAX_EXACT_DIM, GCPenalty, penalty_weight
 from gc_nc.training.progress import Progress
+from gc_nc.training.run_data import load_run_data
 from gc_nc.training.run_figure import draw_run
 from gc_nc.training.step import TrainState, init_state, make_optimizer, train_step
 
@@ -66,15 +67,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     run_directory.check_run_directory(workdir, config)
     if (results := run_directory.read_results(workdir)) is not None:
         return results
-    data = config.data
-    dataset = load_dataset(
-        data.source,
-        data.name,
-        data.data_dir,
-        num_classes=data.num_classes,
-        memory_limit_gib=data.memory_limit_gib,
-    )
-    run = _Run(config, workdir, dataset)
+    run = _Run(config, workdir, load_run_data(config).source)
     run_directory.create_run_directory(workdir, config, run.data_facts())
     results = run.until_done()
     # Last: it is what marks the run as finished.

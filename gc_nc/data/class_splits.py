@@ -1,0 +1,225 @@
+"""Sets divided by class: source classes to train on, others to transfer to."""
+
+import difflib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gc_nc.data.datasets import ImageDataset, make_dataset
+from gc_nc.data.published_splits import PUBLISHED_SPLITS
+from gc_nc.errors import InputError
+
+#: What `ClassSplit.kind` may be.
+CLASS_SPLITS = ("all", *PUBLISHED_SPLITS, "from_file", "names", "random")
+
+#: The parts of a split that are never trained on.
+HELD_PARTS = ("val", "target")
+
+# Of the streams of random numbers that a seed gives.
+_CLASSES, _HOLDOUT = 0x5C, 0x40
+
+
+class ClassSplit(NamedTuple):
+    """Which classes are trained on and which are kept for transfer.
+
+    Attributes:
+      kind: "all": every class is a source class. "cifar_fs", "mini_imagenet": published, by name.
+        "from_file": the training classes of the set are the source and its test classes the target
+        (Omniglot's background and evaluation). "names": those below. "random": by counts and seed.
+      source: names, for "names".
+      val: names, for "names".
+      target: names, for "names"; none for all classes that are neither source nor val.
+      counts: (source, target) or (source, val, target) classes, for "random".
+      seed: of "random" and of the images that are held out.
+      images_per_class: what every class must have; None for any number.
+      holdout: share of each source class that is kept out of training, at least one image.
+    """
+
+    kind: str = "all"
+    source: tuple[str, ...] = ()
+    val: tuple[str, ...] = ()
+    target: tuple[str, ...] = ()
+    counts: tuple[int, ...] = ()
+    seed: int = 0
+    images_per_class: int | None = None
+    holdout: float = 0.2
+
+
+class ClassImages(NamedTuple):
+    """All images of some classes, in an order of class and place in the set.
+
+    Attributes:
+      images: (N, H, W, c) uint8.
+      labels: (N,) int32 in 0..C-1.
+      class_names: C names.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+
+
+class TransferDataset(NamedTuple):
+    """A set divided by class.
+
+    Attributes:
+      source: what the network is trained on, and as `test` the images of these classes it is not.
+      val: for choices; None if the split has no such classes.
+      target: classes never seen; None if all classes are source classes.
+    """
+
+    source: ImageDataset
+    val: ClassImages | None
+    target: ClassImages | None
+
+
+def needed_classes(split: ClassSplit) -> tuple[str, ...] | None:
+    """Names of the classes that the split reads; None if that depends on the set."""
+    if split.kind in PUBLISHED_SPLITS:
+        return tuple(name for part in PUBLISHED_SPLITS[split.kind].values() for name in part)
+    if split.kind == "names" and split.target:
+        return (*split.source, *split.val, *split.target)
+    return None
+
+
+def divide_by_class(dataset: ImageDataset, split: ClassSplit) -> TransferDataset:
+    """Divides a set by class; training and test images of a class are merged.
+
+    Labels are numbered anew within each part. `source.test` is the held-out share of the source
+    classes, drawn class by class from the seed.
+
+    Args:
+      dataset: with the names of its classes.
+      split: how.
+
+    Raises:
+      InputError: an unknown class (with the nearest name), a class in two parts, a class without
+        images or with another number than `images_per_class`, fewer than 2 classes in a part, or
+        counts that the set does not have.
+    """
+    if split.kind == "all":
+        return TransferDataset(dataset, None, None)
+    images = np.concatenate([dataset.train.images, dataset.test.images])
+    labels = np.concatenate([dataset.train.labels, dataset.test.labels])
+    parts = _parts(dataset, split)
+    counts = np.bincount(labels, minlength=dataset.num_classes)
+    _check_parts(dataset, parts, counts, split.images_per_class)
+
+    def gather(classes: Sequence[int]) -> ClassImages:
+        rows = np.concatenate([np.flatnonzero(labels == c) for c in classes])
+        renumbered = np.repeat(np.arange(len(classes)), counts[list(classes)])
+        names = tuple(dataset.class_names[c] for c in classes)
+        return ClassImages(images[rows], renumbered.astype(np.int32), names)
+
+    source = gather(parts["source"])
+    train, test = hold_out(source.labels, split.holdout, split.seed)
+    source_set = make_dataset(
+        f"{dataset.name} ({len(parts['source'])} source classes)",
+        (source.images[train], source.labels[train]),
+        (source.images[test], source.labels[test]),
+        len(parts["source"]),
+        source.class_names,
+    )
+    val, target = (gather(parts[part]) if parts[part] else None for part in HELD_PARTS)
+    return TransferDataset(source_set, val, target)
+
+
+def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the images to train on and of those held out, class by class.
+
+    Of n images round(share n) are held out, at least 1 and at most n - 1.
+
+    Raises:
+      InputError: a class of one image.
+    """
+    held = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        if len(rows) < 2:
+            raise InputError(
+                f"class {label} has 1 image; one to train on and one to hold out are needed"
+            )
+        count = min(max(round(share * len(rows)), 1), len(rows) - 1)
+        rng = np.random.default_rng([seed, _HOLDOUT, int(label)])
+        held[rng.permutation(rows)[:count]] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def _parts(dataset: ImageDataset, split: ClassSplit) -> dict[str, list[int]]:
+    """Classes of each part as labels of the set."""
+    if split.kind == "random":
+        return _random_parts(dataset, split)
+    if split.kind == "from_file":
+        present = {
+            "source": np.unique(dataset.train.labels),
+            "val": [],
+            "target": np.unique(dataset.test.labels),
+        }
+        return {part: [int(label) for label in labels] for part, labels in present.items()}
+    if split.kind == "names":
+        names = {part: getattr(split, part) for part in ("source", *HELD_PARTS)}
+        if not names["target"]:
+            taken = {*names["source"], *names["val"]}
+            names["target"] = tuple(n for n in dataset.class_names if n not in taken)
+    else:
+        names = PUBLISHED_SPLITS[split.kind]
+    labels = {name: label for label, name in enumerate(dataset.class_names)}
+    if len(labels) < len(dataset.class_names):
+        raise InputError(f"{dataset.name} has two classes of one name; divide it at random")
+    for name in (name for part in names.values() for name in part):
+        if name not in labels:
+            near = difflib.get_close_matches(name, labels, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {_some(dataset.class_names)}"
+            raise InputError(f"{dataset.name} has no class {name!r}; {hint}")
+    return {part: [labels[name] for name in part_names] for part, part_names in names.items()}
+
+
+def _random_parts(dataset: ImageDataset, split: ClassSplit) -> dict[str, list[int]]:
+    source, *val, target = split.counts
+    wanted = {"source": source, "val": sum(val), "target": target}
+    if sum(wanted.values()) > dataset.num_classes:
+        raise InputError(
+            f"config.data.classes.counts={split.counts} are {sum(split.counts)} classes and"
+            f" {dataset.name} has {dataset.num_classes}; lower them"
+        )
+    rng = np.random.default_rng([split.seed, _CLASSES])
+    order, start, parts = rng.permutation(dataset.num_classes), 0, {}
+    for part, count in wanted.items():
+        parts[part] = sorted(int(label) for label in order[start : start + count])
+        start += count
+    return parts
+
+
+def _check_parts(
+    dataset: ImageDataset,
+    parts: dict[str, list[int]],
+    counts: np.ndarray,
+    images_per_class: int | None,
+) -> None:
+    part_of: dict[int, str] = {}
+    for part, classes in parts.items():
+        if len(classes) < 2 and (classes or part != "val"):
+            raise InputError(
+                f"{dataset.name} divided by class has {len(classes)} {part} class; at least 2 are"
+                " needed"
+            )
+        for label in classes:
+            name = dataset.class_names[label]
+            if label in part_of:
+                raise InputError(
+                    f"class {name!r} of {dataset.name} is in {part_of[label]} and in {part}; every"
+                    " class belongs to one part"
+                )
+            part_of[label] = part
+            wrong = counts[label] != (images_per_class or counts[label])
+            if not counts[label] or wrong:
+                needed = images_per_class or "at least 1"
+                raise InputError(
+                    f"class {name!r} of {dataset.name} has {counts[label]} images; {needed} are"
+                    " needed"
+                )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

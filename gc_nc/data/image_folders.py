@@ -1,0 +1,132 @@
+"""A folder of images a class, as mini-ImageNet comes; decoded and resized once, then cached."""
+
+import contextlib
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from gc_nc.errors import InputError
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+
+
+def find_images(folder: Path, classes: Sequence[str] | None = None) -> dict[str, list[Path]]:
+    """{class: its image files, by name}; the folder that an image lies in is its class.
+
+    So that folders of classes may also lie below train/, val/ and test/, which are merged.
+
+    Args:
+      folder: of the set.
+      classes: whose images are wanted; None for all.
+
+    Raises:
+      InputError: no such folder, or no images in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; it should hold a folder of images a class")
+    wanted = None if classes is None else set(classes)
+    found: dict[str, list[Path]] = {}
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        name = os.path.basename(place)
+        if place == str(folder) or (wanted is not None and name not in wanted):
+            continue
+        images = [Path(place, file) for file in files if Path(file).suffix.lower() in _SUFFIXES]
+        if images:
+            found.setdefault(name, []).extend(images)
+    if not found:
+        whose = "" if wanted is None else " of the classes that are needed"
+        raise InputError(
+            f"{folder} holds no folders of images{whose} ({', '.join(sorted(_SUFFIXES))})"
+        )
+    return {name: sorted(found[name], key=lambda path: path.name) for name in sorted(found)}
+
+
+def read_image_folder(
+    folder: Path,
+    image_size: int,
+    classes: Sequence[str] | None = None,
+    check_fits: Callable[[int], None] = lambda num_bytes: None,
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Images (N, size, size, 3) uint8, labels (N,) and class names.
+
+    Each image becomes RGB and a square, whatever its aspect, by an antialiased bilinear filter.
+    The result is kept in the folder as .gc_nc_SIZE.npz and used again while names, sizes and times
+    of the files are the same.
+
+    Args:
+      folder: of the set.
+      image_size: height and width to resize to.
+      classes: as in `find_images`.
+      check_fits: called with the number of bytes before any image is decoded.
+
+    Raises:
+      InputError: as `find_images`; a file that is no image; what `check_fits` raises.
+    """
+    found = find_images(folder, classes)
+    paths = [path for files in found.values() for path in files]
+    labels = np.repeat(np.arange(len(found)), [len(files) for files in found.values()])
+    check_fits(len(paths) * image_size**2 * 3)
+    cache = folder / f".gc_nc_{image_size}.npz"
+    fingerprint = _fingerprint(folder, paths)
+    images = _read_cache(cache, fingerprint, (len(paths), image_size, image_size, 3))
+    if images is None:
+        images = np.empty((len(paths), image_size, image_size, 3), np.uint8)
+        # Threads: decoding and resizing let go of Python's lock.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            resized = pool.map(lambda path: _resized(path, image_size), paths)
+            bar = tqdm(resized, "resizing", len(paths), unit="image", disable=None)
+            for i, image in enumerate(bar):
+                images[i] = image
+        _write_cache(cache, fingerprint, images)
+    return images, labels, tuple(found)
+
+
+def _resized(path: Path, size: int) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+    except (OSError, UnidentifiedImageError, ValueError) as error:
+        raise InputError(f"{path} is no image that can be read ({error}); remove it") from error
+
+
+def _fingerprint(folder: Path, paths: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        facts = path.stat()
+        entry = str(path.relative_to(folder)), facts.st_size, facts.st_mtime_ns
+        digest.update(json.dumps(entry).encode())
+    return digest.hexdigest()
+
+
+def _read_cache(path: Path, fingerprint: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if str(stored["fingerprint"]) == fingerprint and stored["images"].shape == shape:
+                return stored["images"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        # None yet, or cut off: it is made again.
+        return None
+    return None
+
+
+def _write_cache(path: Path, fingerprint: str, images: np.ndarray) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, images=images, fingerprint=fingerprint)
+        os.replace(temporary, path)
+    except OSError as error:
+        logging.warning("%s was not written (%s): images are resized at every start", path, error)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -113,7 +113,7 @@ def divide_by_class(dataset: ImageDataset, split: ClassSplit) -> TransferDataset
         return ClassImages(images[rows], renumbered.astype(np.int32), names)
 
     source = gather(parts["source"])
-    train, test = hold_out(source.labels, split.holdout, split.seed)
+    train, test = hold_out(source.labels, source.class_names, split.holdout, split.seed)
     source_set = make_dataset(
         f"{dataset.name} ({len(parts['source'])} source classes)",
         (source.images[train], source.labels[train]),
@@ -125,7 +125,9 @@ def divide_by_class(dataset: ImageDataset, split: ClassSplit) -> TransferDataset
     return TransferDataset(source_set, val, target)
 
 
-def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(
+    labels: np.ndarray, class_names: Sequence[str], share: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the images to train on and of those held out, class by class.
 
     Of n images round(share n) are held out, at least 1 and at most n - 1.
@@ -138,7 +140,7 @@ def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, n
         rows = np.flatnonzero(labels == label)
         if len(rows) < 2:
             raise InputError(
-                f"class {label} has 1 image; one to train on and one to hold out are needed"
+                f"class {class_names[label]!r} has 1 image; one to train on and one to hold out are needed"
             )
         count = min(max(round(share * len(rows)), 1), len(rows) - 1)
         rng = np.random.default_rng([seed, _HOLDOUT, int(label)])

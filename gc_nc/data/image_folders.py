@@ -110,7 +110,8 @@ def _fingerprint(folder: Path, paths: Sequence[Path]) -> str:
 
 def _read_cache(path: Path, fingerprint: str, shape: tuple[int, ...]) -> np.ndarray | None:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # Opened here: NumPy leaves the file of a broken archive open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             if str(stored["fingerprint"]) == fingerprint and stored["images"].shape == shape:
                 return stored["images"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

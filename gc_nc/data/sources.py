@@ -248,7 +248,8 @@ def _load_image_folder(
     name, folder, num_classes, check_fits, image_size, classes, holdout, seed
 ) -> ImageDataset:
     images, labels, class_names = read_image_folder(folder, image_size, classes, check_fits)
-    train, test = ((images[rows], labels[rows]) for rows in hold_out(labels, holdout, seed))
+    parts = hold_out(labels, class_names, holdout, seed)
+    train, test = ((images[rows], labels[rows]) for rows in parts)
     return make_dataset(name, train, test, num_classes or len(class_names), class_names)
 
 

@@ -140,7 +140,8 @@ def hold_out(
         rows = np.flatnonzero(labels == label)
         if len(rows) < 2:
             raise InputError(
-                f"class {class_names[label]!r} has 1 image; one to train on and one to hold out are needed"
+                f"class {class_names[label]!r} has 1 image; one to train on and one to hold out are"
+                " needed"
             )
         count = min(max(round(share * len(rows)), 1), len(rows) - 1)
         rng = np.random.default_rng([seed, _HOLDOUT, int(label)])

@@ -1,0 +1,164 @@
+"""Fine-tuning of a whole network on an episode's support, with a stated budget."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Float, Int, Shaped
+
+from gc_nc.array_types import Array, as_floating, as_scalar, check_whole
+from gc_nc.compilation import jit_for_device
+from gc_nc.metrics.functions_by_value import comparable
+from gc_nc.metrics.jacobian_products import power_of_two_near
+from gc_nc.transfer.closed_form_heads import best_way
+
+
+def fine_tune_predictions(
+    embed_fn: Callable[[Any, jax.Array], jax.Array],
+    params: Any,
+    support_inputs: Shaped[Array, "W S *input"],
+    query_inputs: Shaped[Array, "N *input"],
+    *,
+    num_steps: int,
+    learning_rate: float,
+    momentum: float = 0.0,
+    report: Callable[[int, float], None] | None = None,
+) -> Int[Array, "N"]:
+    """Way indices after T steps of full-batch SGD on all parameters and a new linear head.
+
+    With support mean o and root mean square t = sqrt(mean |z - o|^2) of the embeddings z before the
+    first step, both then kept, and u = (z - o) / t:
+
+      logits = A^T u + b,  at first A_w = 2 mean_w(u), b_w = -|mean_w(u)|^2
+      loss = mean over the W S support examples of the cross-entropy of softmax(logits)
+
+    At first logits are -|u - mean_w(u)|^2 but for a term that all ways share: without a step the
+    head is the nearest class mean, and what steps add is seen against it (Triantafillou et al.,
+    Proto-MAML, arXiv 1903.03096, section 3). By the unit t, a learning rate of the head means the
+    same for embeddings of any size. Nothing is fitted on queries.
+
+    Args:
+      embed_fn: pure (params, inputs (B, *input)) -> (B, K); BatchNorm takes running statistics. A
+        `jax.tree_util.Partial`, whose leaves may be those statistics, is compiled once for all
+        episodes of one shape; a plain function at every call, because it may close over what has
+        changed.
+      params: pytree of what is trained; left as it is.
+      support_inputs: (W, S, *input), S examples of each way.
+      query_inputs: (N, *input).
+      num_steps: T, 0 or more.
+      learning_rate: of SGD, 0 or more, for network and head alike.
+      momentum: in [0, 1), heavy-ball.
+      report: called after each step with its number and the loss before it.
+
+    Returns:
+      (N,) int32 in 0..W-1, the lowest at ties; -1 for a query whose logits are not finite, and so
+      for all of them where training diverged.
+
+    Raises:
+      ValueError: fewer than 2 ways, no shots, other shapes; a setting outside its range; an
+        `embed_fn` that does not return (B, K).
+    """
+    check_whole(num_steps, 0, "num_steps")
+    learning_rate = as_scalar(learning_rate, "learning_rate")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum={momentum} must be in [0, 1)")
+    support_inputs, query_inputs = jnp.asarray(support_inputs), jnp.asarray(query_inputs)
+    shape = support_inputs.shape
+    if len(shape) < 2 or shape[0] < 2 or shape[1] < 1 or query_inputs.shape[1:] != shape[2:]:
+        raise ValueError(
+            f"support_inputs of shape {shape} and query_inputs of shape {query_inputs.shape};"
+            " (W, S, *input) with 2 or more ways and (N, *input) are needed"
+        )
+    begin, step, predict = _programs(embed_fn)
+    head, frame = begin(params, support_inputs)
+    trained = params, head
+    state = _optimizer(learning_rate, momentum).init(trained)
+    # In Python: XLA's CPU loops run convolutions about 4.5 times slower.
+    for number in range(1, num_steps + 1):
+        trained, state, loss = step(
+            trained, state, frame, support_inputs, learning_rate, jnp.float32(momentum)
+        )
+        if report is not None:
+            report(number, float(loss))
+    return predict(trained, frame, query_inputs)
+
+
+class _Head(NamedTuple):
+    kernel: Float[Array, "K W"]
+    bias: Float[Array, "W"]
+
+
+class _Frame(NamedTuple):
+    """What the head measures embeddings from, and in which unit."""
+
+    origin: Float[Array, "K"]
+    unit: Float[Array, ""]
+
+
+def _programs(embed_fn):
+    """begin, step and predict, shared between episodes only where they cannot be stale."""
+    shared = comparable(embed_fn)
+    if shared is not None:
+        return tuple(partial(program, shared) for program in _COMPILED)
+    return tuple(jit_for_device(partial(function, embed_fn)) for function in _FUNCTIONS)
+
+
+def _begin(embed_fn, params, support_inputs):
+    num_ways, num_shots = support_inputs.shape[:2]
+    z = _embed(embed_fn, params, _flat(support_inputs))
+    origin = jnp.mean(z, axis=0)
+    offsets = z - origin[None]
+    # Squares of what is of order 1 are in range.
+    size = power_of_two_near(jnp.max(jnp.abs(offsets)))
+    unit = size * jnp.sqrt(jnp.mean(jnp.sum((offsets / size) ** 2, axis=1)))
+    unit = jnp.where(unit == 0, 1, unit)
+    means = jnp.mean((offsets / unit).reshape(num_ways, num_shots, -1), axis=1)
+    return _Head(2 * means.T, -jnp.sum(means**2, axis=1)), _Frame(origin, unit)
+
+
+def _step(embed_fn, trained, state, frame, support_inputs, learning_rate, momentum):
+    num_ways, num_shots = support_inputs.shape[:2]
+    ways = jnp.repeat(jnp.arange(num_ways), num_shots)
+
+    def loss_of(trained):
+        logits = _logits(embed_fn, trained, frame, _flat(support_inputs))
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, ways))
+
+    loss, gradients = jax.value_and_grad(loss_of)(trained)
+    updates, state = _optimizer(learning_rate, momentum).update(gradients, state)
+    return optax.apply_updates(trained, updates), state, loss
+
+
+def _predict(embed_fn, trained, frame, query_inputs):
+    return best_way(_logits(embed_fn, trained, frame, query_inputs))
+
+
+_FUNCTIONS = _begin, _step, _predict
+_COMPILED = tuple(jit_for_device(function) for function in _FUNCTIONS)
+
+
+def _optimizer(learning_rate, momentum):
+    return optax.sgd(learning_rate, momentum)
+
+
+def _logits(embed_fn, trained, frame, inputs):
+    params, head = trained
+    u = (_embed(embed_fn, params, inputs) - frame.origin[None]) / frame.unit
+    return jnp.matmul(u, head.kernel, precision="highest") + head.bias[None]
+
+
+def _embed(embed_fn, params, inputs):
+    z = embed_fn(params, inputs)
+    if getattr(z, "ndim", None) != 2 or len(z) != len(inputs):
+        raise ValueError(
+            f"embed_fn returns {getattr(z, 'shape', type(z).__name__)} for {len(inputs)} inputs;"
+            f" ({len(inputs)}, K) is needed"
+        )
+    return as_floating(z, "embeddings")
+
+
+def _flat(support_inputs):
+    return support_inputs.reshape(-1, *support_inputs.shape[2:])

@@ -1,0 +1,162 @@
+"""Few-shot transfer of trained runs to the classes that they kept from training.
+
+    python -m experiments.transfer --workdir=DIR [--step=latest|all|N] [--split=test|val]
+        [--num_ways=5] [--num_shots=1,5] [--num_queries=15] [--num_episodes=2000] [--seed=0]
+        [--head=nearest_mean|cosine|ridge|logistic_regression|fine_tuning]
+        [--features=none|l2|centred|centred_l2] [--regularization=1.0]
+        [--fine_tuning_steps=50] [--fine_tuning_learning_rate=0.01] [--data_dir=...]
+    python -m experiments.transfer --runs=DIR ...
+
+Source GC and NC, target NC, accuracy with its 95% half-width and the nearest-mean error bound, a
+line a setting; merged into DIR/transfer.json and drawn in DIR/figures/transfer_SPLIT.png. With
+--runs, every run below DIR, at one step each: their ranks by source GC, and the rank correlation of
+source GC with target NC and with accuracy, in DIR/selection.json and DIR/selection.png.
+
+Exit codes: 0 done; 2 bad input, nothing was written; 130 stopped by Ctrl-C, what was measured so
+far is written.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from tqdm import tqdm
+
+from experiments import launcher
+from gc_nc.errors import InputError
+from gc_nc.training.finished_run import FinishedRun, open_run
+from gc_nc.transfer import run_evaluation, transfer_results
+from gc_nc.transfer.run_evaluation import Protocol, Task
+
+_DEFAULTS = Protocol()
+# Other commands have flags of the same name, and tests import several commands.
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", allow_override=True)
+_RUNS = flags.DEFINE_string("runs", None, "Folder of runs to rank.", allow_override=True)
+_STEP = flags.DEFINE_string(
+    "step", "latest", "Checkpoint: latest, all or a step.", allow_override=True
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where the data are now, if they were moved.", allow_override=True
+)
+_GC_EXAMPLES = flags.DEFINE_integer(
+    "gc_examples", 1024, "Random source images for GC.", lower_bound=2, allow_override=True
+)
+_GC_PROBES = flags.DEFINE_integer(
+    "gc_probes", 4, "Products an example of these.", lower_bound=1, allow_override=True
+)
+_SPLIT = flags.DEFINE_string("split", _DEFAULTS.split, "Held-out classes: test or val.")
+_NUM_WAYS = flags.DEFINE_list("num_ways", ["5"], "Classes of an episode; several with commas.")
+_NUM_SHOTS = flags.DEFINE_list("num_shots", ["1", "5"], "Support images of each class.")
+_NUM_QUERIES = flags.DEFINE_integer("num_queries", 15, "Query images of each class.", 1)
+_NUM_EPISODES = flags.DEFINE_integer("num_episodes", 2000, "Episodes of each setting.", 2)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the episodes.", lower_bound=0)
+_HEAD = flags.DEFINE_string("head", _DEFAULTS.head, ", ".join(run_evaluation.HEAD_NAMES))
+_FEATURES = flags.DEFINE_string(
+    "features", _DEFAULTS.features, ", ".join(run_evaluation.FEATURE_OPTIONS)
+)
+_REGULARIZATION = flags.DEFINE_float(
+    "regularization", _DEFAULTS.regularization, "Of ridge and logistic regression."
+)
+_FINE_TUNING_STEPS = flags.DEFINE_integer(
+    "fine_tuning_steps", _DEFAULTS.fine_tuning_steps, "SGD steps an episode.", lower_bound=0
+)
+_FINE_TUNING_LEARNING_RATE = flags.DEFINE_float(
+    "fine_tuning_learning_rate", _DEFAULTS.fine_tuning_learning_rate, "Of these.", lower_bound=0
+)
+
+
+def main(argv: list[str]) -> None:
+    """Evaluates one run or ranks several."""
+    del argv
+    if bool(_WORKDIR.value) == bool(_RUNS.value):
+        raise InputError("give --workdir, the folder of a run, or --runs, a folder of runs")
+    protocol = Protocol(
+        _SPLIT.value,
+        _NUM_EPISODES.value,
+        _NUM_QUERIES.value,
+        _SEED.value,
+        _HEAD.value,
+        _FEATURES.value,
+        _REGULARIZATION.value,
+        _FINE_TUNING_STEPS.value,
+        _FINE_TUNING_LEARNING_RATE.value,
+    )
+    sizes = [
+        (ways, shots)
+        for ways in _numbers("num_ways", _NUM_WAYS.value, 2)
+        for shots in _numbers("num_shots", _NUM_SHOTS.value, 1)
+    ]
+    if _WORKDIR.value:
+        workdirs = [Path(_WORKDIR.value).expanduser()]
+    else:
+        if _STEP.value == "all":
+            raise InputError("--runs compares runs at one step each; give --step=latest or a step")
+        workdirs = transfer_results.find_runs(Path(_RUNS.value).expanduser())
+    plans = [_plan(workdir, protocol, sizes) for workdir in workdirs]
+    records = _evaluate(plans, protocol)
+    for record in records:
+        print(transfer_results.table(record))
+    if _RUNS.value:
+        folder = Path(_RUNS.value).expanduser()
+        print(transfer_results.rank_runs(records, folder, protocol))
+
+
+def _numbers(name: str, texts: list[str], least: int) -> list[int]:
+    try:
+        numbers = [int(text) for text in texts]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < least:
+        raise InputError(
+            f"--{name}={','.join(texts)} must be numbers of at least {least}, as in 5 or 5,20"
+        )
+    return list(dict.fromkeys(numbers))
+
+
+def _plan(
+    workdir: Path, protocol: Protocol, sizes: list[tuple[int, int]]
+) -> tuple[FinishedRun, tuple[int, ...], list[Task]]:
+    """Whatever may be wrong with a run is found here, before any work."""
+    run = open_run(workdir, _DATA_DIR.value)
+    steps = run.select_steps(_STEP.value)
+    for step in steps:
+        run.variables(step)
+    transfer_results.read_results(workdir)
+    return run, steps, run_evaluation.sample_tasks(run, protocol, sizes)
+
+
+def _evaluate(plans, protocol: Protocol) -> list[transfer_results.RunRecord]:
+    fine_tuned = protocol.num_episodes if protocol.head == run_evaluation.FINE_TUNING else 0
+    total = sum(
+        run_evaluation.num_reports(len(steps), len(tasks)) + len(steps) * len(tasks) * fine_tuned
+        for _, steps, tasks in plans
+    )
+    records = []
+    # None: no bar in a pipe, where its carriage returns would only litter.
+    with tqdm(total=total, unit="part", dynamic_ncols=True, disable=None) as bar:
+        for run, steps, tasks in plans:
+            record = transfer_results.RunRecord(run.workdir, run.config, {}, [])
+            for step in steps:
+
+                def report(part, where=f"{run.workdir.name} step {step}"):
+                    bar.set_description(f"{where}: {part}", refresh=False)
+                    bar.update()
+
+                source, results = run_evaluation.evaluate_checkpoint(
+                    run,
+                    step,
+                    protocol,
+                    tasks,
+                    gc_examples=_GC_EXAMPLES.value,
+                    gc_probes=_GC_PROBES.value,
+                    report=report,
+                )
+                record.source[step] = source
+                record.results.extend(results)
+                transfer_results.add_results(run.workdir, step, source, results)
+            transfer_results.draw(record, run, protocol)
+            records.append(record)
+    return records
+
+
+if __name__ == "__main__":
+    launcher.run(main)

@@ -18,6 +18,8 @@ if "GC_NC_TEST_CACHE" not in os.environ:
     os.environ["GC_NC_TEST_CACHE"] = _CACHE.name
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    # Of the processes that tests start, for the same reason as _quick_compilation.
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 jax.config.update("jax_compilation_cache_dir", os.environ["GC_NC_TEST_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -25,6 +27,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # Must come before any test imports the package.
 install_import_hook("gc_nc", "beartype.beartype")
 
+from gc_nc.models.vgg import VGG_STAGES  # noqa: E402
 from gc_nc.training.configuration import default_config  # noqa: E402
 
 
@@ -60,8 +63,13 @@ def compilations():
 
 
 @pytest.fixture
-def tiny_run(tmp_path):
-    """(config, workdir) of a run of 8 steps on 10 random images, batch 2; a second or two long."""
+def tiny_run(tmp_path, monkeypatch):
+    """(config, workdir) of a run of 8 steps on 10 random images, batch 2; a second or two long.
+
+    Its vgg11 has 3 of its 8 convolutions, in this process alone: each run traces and compiles a
+    handful of programs, and what runs are tested for does not depend on the depth.
+    """
+    monkeypatch.setitem(VGG_STAGES, 11, ((64,), (512, 512)))
     rng = np.random.default_rng(0)
     labels = np.arange(20) % 2
     images = rng.integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
@@ -71,7 +79,7 @@ def tiny_run(tmp_path):
     config = default_config()
     config.data.source = "npz"
     config.data.data_dir = str(tmp_path / "tiny.npz")
-    config.model.width = 0.02
+    config.model.width = 0.05
     config.batch_size = 2
     config.num_steps = 8
     config.optimizer.momentum = 0.9

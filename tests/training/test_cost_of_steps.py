@@ -237,7 +237,7 @@ def test_bfloat16_trains_in_it_and_keeps_and_measures_float32(tiny_run, monkeypa
 def test_gc_in_bfloat16_is_that_in_float32_as_well_as_8_bits_allow():
     x = jax.random.normal(jax.random.key(0), (16, 8, 8, 3))
     models = [build_model("vgg11", 4, width=0.25, dtype=t) for t in (jnp.float32, jnp.bfloat16)]
-    variables = models[0].init(jax.random.key(1), x)
+    variables = jax.jit(models[0].init)(jax.random.key(1), x)
     exact, rounded = (
         metrics.estimate_geometric_complexity(
             embed_fn(model, variables), x, jax.random.key(2), num_probes=4

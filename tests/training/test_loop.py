@@ -40,6 +40,21 @@ def files_of(workdir):
     return {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
 
 
+_UNBROKEN = {}
+
+
+@pytest.fixture
+def unbroken(tiny_run):
+    """Results, records and last state of the tiny run, trained once for all tests of a process."""
+    if not _UNBROKEN:
+        config, workdir = tiny_run
+        workdir = workdir.with_name("unbroken")
+        _UNBROKEN["results"] = loop.train(config, workdir)
+        _UNBROKEN["records"] = deterministic(run_directory.read_records(workdir))
+        _UNBROKEN["state"] = state_leaves(config, workdir, 8)
+    return _UNBROKEN
+
+
 def test_a_run_writes_everything_and_a_second_start_nothing(tiny_run, capsys):
     config, workdir = tiny_run
     results = loop.train(config, workdir)
@@ -91,13 +106,12 @@ def test_tensorboard_reads_the_events(tiny_run):
     assert {"train/geometric_complexity", "test/accuracy", "batch/loss"} <= tags
 
 
-@pytest.mark.parametrize("stop_after", [3, 4])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+# Between evaluations, and at one.
+@pytest.mark.parametrize(("stop_after", "number"), [(3, signal.SIGINT), (4, signal.SIGTERM)])
 def test_an_interrupted_run_ends_as_an_unbroken_one(
-    tiny_run, monkeypatch, capsys, stop_after, number
+    tiny_run, unbroken, monkeypatch, capsys, stop_after, number
 ):
     config, workdir = tiny_run
-    unbroken = loop.train(config, workdir.with_name("unbroken"))
     advance = Progress.advance
     steps = []
 
@@ -112,21 +126,15 @@ def test_an_interrupted_run_ends_as_an_unbroken_one(
         loop.train(config, workdir)
     assert stop.value.signal_number == number
     assert not (workdir / "results.json").exists()
-    assert loop.train(config, workdir) == unbroken
+    assert loop.train(config, workdir) == unbroken["results"]
     assert f"going on from the checkpoint of step {stop_after}" in capsys.readouterr().out
-    runs = [
-        deterministic(run_directory.read_records(path))
-        for path in (workdir, workdir.with_name("unbroken"))
-    ]
-    assert runs[0] == runs[1]
-    states = [state_leaves(config, path, 8) for path in (workdir, workdir.with_name("unbroken"))]
-    for a, b in zip(*states, strict=True):
+    assert deterministic(run_directory.read_records(workdir)) == unbroken["records"]
+    for a, b in zip(state_leaves(config, workdir, 8), unbroken["state"], strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_signal_during_an_evaluation_saves_too(tiny_run, monkeypatch):
+def test_a_signal_during_an_evaluation_saves_too(tiny_run, unbroken, monkeypatch):
     config, workdir = tiny_run
-    unbroken = loop.train(config, workdir.with_name("unbroken"))
     evaluation = Progress.evaluation
 
     def interrupt(self, step, values):
@@ -140,33 +148,31 @@ def test_a_signal_during_an_evaluation_saves_too(tiny_run, monkeypatch):
             loop.train(config, workdir)
     with Checkpoints(workdir / "checkpoints", keep=2) as checkpoints:
         assert checkpoints.latest_step() == 4
-    assert loop.train(config, workdir) == unbroken
+    assert loop.train(config, workdir) == unbroken["results"]
 
 
-def test_records_after_the_last_checkpoint_are_taken_again(tiny_run, monkeypatch):
+def test_records_after_the_last_checkpoint_are_taken_again(tiny_run, unbroken, monkeypatch):
     config, workdir = tiny_run
-    unbroken = loop.train(config, workdir.with_name("unbroken"))
 
     # Dies at step 8, after its checkpoint of step 5 and an evaluation at 8.
     def die(*_, **__):
         raise OSError("no space left")
 
-    monkeypatch.setattr(loop, "draw_run", die)
-    monkeypatch.setattr(Checkpoints, "save", _only_below(8, Checkpoints.save))
-    with pytest.raises(OSError, match="no space left"):
-        loop.train(config, workdir)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "draw_run", die)
+        patch.setattr(Checkpoints, "save", _only_below(8, Checkpoints.save))
+        with pytest.raises(OSError, match="no space left"):
+            loop.train(config, workdir)
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "cut sho')
-    assert loop.train(config, workdir) == unbroken
+    assert loop.train(config, workdir) == unbroken["results"]
     steps = [r["step"] for r in run_directory.read_records(workdir) if "train/accuracy" in r]
     assert steps == [0, 4, 8]
 
 
 @pytest.mark.parametrize("lost", ["all", "the last evaluation"])
-def test_a_checkpoint_ahead_of_the_log_still_ends(tiny_run, monkeypatch, lost):
+def test_a_checkpoint_ahead_of_the_log_still_ends(tiny_run, unbroken, monkeypatch, lost):
     config, workdir = tiny_run
-    unbroken = loop.train(config, workdir.with_name("unbroken"))
 
     def die(*_, **__):
         raise OSError("power cut")
@@ -179,7 +185,7 @@ def test_a_checkpoint_ahead_of_the_log_still_ends(tiny_run, monkeypatch, lost):
     lines = log.read_text().splitlines(keepends=True)
     log.write_text("" if lost == "all" else "".join(lines[:-1]))
     # The checkpoint of step 8 is there: its evaluation alone is done again.
-    assert loop.train(config, workdir) == unbroken
+    assert loop.train(config, workdir) == unbroken["results"]
 
 
 def test_a_start_cut_off_before_anything_was_written_is_taken_up(tiny_run):
@@ -238,8 +244,7 @@ def test_r1_a_failed_background_write_is_an_error(tiny_run, monkeypatch):
 def test_terminal_phase_stops_the_run_also_a_resumed_one(tiny_run, monkeypatch):
     config, workdir = tiny_run
     config.num_steps = 400
-    config.optimizer.learning_rate = 0.1
-    config.model.width = 0.1
+    config.optimizer.learning_rate = 0.02
     config.checkpoint.every_steps = 0
     config.evaluation.every_steps = 10
     # 2 epochs of 10 examples are 10 steps of 2.

@@ -18,9 +18,12 @@ from gc_nc.transfer.closed_form_heads import (
 
 # 5 to 15 Newton steps are the rule; one more for each unit of margin that a weak penalty allows.
 _MAX_NEWTON_STEPS, _MAX_CG_STEPS = 100, 200
-# Of |gradient| against |lambda A|. By strong convexity A is then right to this share of its norm.
+# By strong convexity A is then right to this share of its norm.
 _TOLERANCE = 1e-4
+_ROUNDING = 2 * float(jnp.finfo(jnp.float32).eps)
 _CG_TOLERANCE = 0.02
+# Per mean |z - o|^2. Logits past it would drown in rounding; predictions no longer depend on it.
+_STRONGEST = 1e3
 _NUM_STEP_LENGTHS = 12
 
 
@@ -45,7 +48,7 @@ def logistic_regression_predictions(
     The solver is Newton's method by conjugate gradients in the support's span, from A = 0, with a
     step length that is halved until the slope along the step has all but vanished or is still
     downward. 10 steps give what L-BFGS needs 100 or more for, and it runs many episodes at once on
-    the device. It has converged when |gradient| <= 1e-4 lambda |A|.
+    the device. It has converged when |gradient| <= 1e-4 lambda |A|, or is 0 to float32's rounding.
 
     Args:
       support_embeddings: (W, S, K).
@@ -77,8 +80,12 @@ def logistic_regression_scores(
     num_ways, num_shots, dim = support.shape
     support, query, size = centred_and_size(support, query)
     examples = support.reshape(num_ways * num_shots, dim)
+    length = jnp.sqrt(jnp.mean(jnp.sum(examples**2, axis=1)))
+    length = jnp.where(length == 0, 1, length)
+    examples, query = examples / length, query / length
     # Of the mean over examples.
-    strength = relative_strength(strength / len(examples), size)
+    strength = relative_strength(strength / len(examples), size * length)
+    strength = jnp.minimum(strength, _STRONGEST)
     if len(examples) < dim:
         # A lies in the span of the support, and has the norm of its coordinates there.
         basis, coordinates = jnp.linalg.qr(examples.T)
@@ -99,7 +106,10 @@ def _minimum(examples, own, strength):
     def gradient_at(head):
         others = _probabilities_of_others(_logits(examples, head), own)
         residuals = jnp.where(own, -jnp.sum(others, axis=1, keepdims=True), others)
-        return _pulled_back(examples, residuals, strength * head.kernel)
+        gradient = _pulled_back(examples, residuals, strength * head.kernel)
+        # A logit of size l is known to eps l, and exp(l) to that share of itself.
+        rounding = _ROUNDING * (1 + jnp.linalg.norm(head.kernel))
+        return gradient, rounding * jnp.mean(jnp.sum(others, axis=1))
 
     def hessian_product_at(head):
         logits = _logits(examples, head)
@@ -115,15 +125,20 @@ def _minimum(examples, own, strength):
 
         return product
 
-    def is_minimum(head, gradient):
-        return _norm(gradient) <= _TOLERANCE * strength * jnp.linalg.norm(head.kernel)
+    def is_minimum(head, gradient, rounding):
+        allowed = _TOLERANCE * jnp.linalg.norm(head.kernel)
+        # The intercept has no penalty; its curvature is at most of order 1.
+        return (jnp.linalg.norm(gradient.kernel) <= jnp.maximum(allowed * strength, rounding)) & (
+            jnp.linalg.norm(gradient.bias)
+            <= jnp.maximum(allowed * jnp.minimum(strength, 1), rounding)
+        )
 
     def unfinished(carry):
-        head, gradient, steps = carry
-        return (steps < _MAX_NEWTON_STEPS) & ~is_minimum(head, gradient)
+        steps, *where = carry
+        return (steps < _MAX_NEWTON_STEPS) & ~is_minimum(*where)
 
     def newton_step(carry):
-        head, gradient, steps = carry
+        steps, head, gradient, _ = carry
         downhill = jax.tree.map(jnp.negative, gradient)
         direction, _ = cg(
             hessian_product_at(head), downhill, tol=_CG_TOLERANCE, maxiter=_MAX_CG_STEPS
@@ -131,22 +146,22 @@ def _minimum(examples, own, strength):
 
         def go(length):
             there = jax.tree.map(lambda start, change: start + length * change, head, direction)
-            gradient = gradient_at(there)
-            return there, gradient, _inner(gradient, direction)
+            gradient, rounding = gradient_at(there)
+            return (there, gradient, rounding), _inner(gradient, direction)
 
         # All lengths at once cost less than a loop. Slopes, since losses would be equal to
         # rounding long before the minimum.
         lengths = 0.5 ** jnp.arange(_NUM_STEP_LENGTHS, dtype=examples.dtype)
-        heads, gradients, slopes = jax.vmap(go)(lengths)
+        places, slopes = jax.vmap(go)(lengths)
         chosen = jnp.argmax(slopes <= -0.1 * _inner(gradient, direction))
-        return *jax.tree.map(lambda array: array[chosen], (heads, gradients)), steps + 1
+        return steps + 1, *jax.tree.map(lambda array: array[chosen], places)
 
     dtype = examples.dtype
     start = _Head(
         jnp.zeros((examples.shape[1], own.shape[1]), dtype), jnp.zeros(own.shape[1], dtype)
     )
-    head, gradient, _ = jax.lax.while_loop(unfinished, newton_step, (start, gradient_at(start), 0))
-    return head, is_minimum(head, gradient)
+    _, *where = jax.lax.while_loop(unfinished, newton_step, (0, start, *gradient_at(start)))
+    return where[0], is_minimum(*where)
 
 
 def _logits(examples, head):
@@ -165,7 +180,3 @@ def _pulled_back(examples, residuals, penalty):
 
 def _inner(a, b):
     return jnp.sum(a.kernel * b.kernel) + jnp.sum(a.bias * b.bias)
-
-
-def _norm(head):
-    return jnp.sqrt(_inner(head, head))

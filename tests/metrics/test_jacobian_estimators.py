@@ -13,6 +13,7 @@ from gc_nc.metrics import (
     estimate_jacobian_norms,
     jacobian_norms,
 )
+from tests.metrics.metric_table import jit
 
 WEIGHT = jnp.array([[1.0, 2.0], [3.0, 4.0]])  # |W|_F^2 = 30
 
@@ -63,13 +64,14 @@ def test_all_dimensions_are_exact(method, num_probes, wrap):
 @pytest.mark.parametrize("num_probes", [6, 9, 40])
 def test_deflation_by_as_many_products_as_the_rank_is_exact(num_probes):
     rank_two = jnp.asarray(np.random.default_rng(0).normal(size=(9, 2)) @ np.eye(2, 5), jnp.float32)
-    estimates = estimate_jacobian_norms(
-        jax.tree_util.Partial(linear, rank_two),
-        jnp.ones((4, 5)),
-        jax.random.key(0),
-        method="deflated",
-        num_probes=num_probes,
-    )
+    estimates = jit(
+        partial(
+            estimate_jacobian_norms,
+            jax.tree_util.Partial(linear, rank_two),
+            method="deflated",
+            num_probes=num_probes,
+        )
+    )(jnp.ones((4, 5)), jax.random.key(0))
     np.testing.assert_allclose(estimates, np.full(4, np.sum(rank_two**2)), rtol=1e-5)
 
 
@@ -83,7 +85,7 @@ def test_deflation_of_a_zero_map_is_zero_with_a_finite_gradient():
             num_probes=6,
         ).mean
 
-    value, gradient = jax.value_and_grad(estimate)(jnp.zeros((3, 4)))
+    value, gradient = jit(jax.value_and_grad(estimate))(jnp.zeros((3, 4)))
     assert value == 0
     np.testing.assert_array_equal(gradient, np.zeros((3, 4)))
 
@@ -93,7 +95,7 @@ def test_unbiased_with_intervals_that_cover(method):
     weights, x = collapsed_weights(), inputs_of(4000)
     exact = norms_oracle(weights, x).mean()
 
-    @jax.jit
+    @jit
     def estimate(subset, key):
         return estimate_geometric_complexity(
             partial(network, weights),
@@ -151,18 +153,21 @@ def test_chunks_jit_and_padding_change_nothing(method):
     )
     whole = measure(inputs=x)
     np.testing.assert_allclose(measure(inputs=x, chunk_size=3), whole, rtol=1e-5)
-    np.testing.assert_allclose(jax.jit(lambda x: measure(inputs=x))(x), whole, rtol=1e-5)
-    assert np.all(np.isfinite(jax.grad(lambda x: jnp.sum(measure(inputs=x)))(x)))
+
+    def total(x):
+        norms = measure(inputs=x)
+        return jnp.sum(norms), norms
+
+    gradient, jitted = jit(jax.grad(total, has_aux=True))(x)
+    np.testing.assert_allclose(jitted, whole, rtol=1e-5)
+    assert np.all(np.isfinite(gradient))
 
 
 def test_examples_draw_independently():
     for method in ESTIMATION_METHODS:
-        estimates = estimate_jacobian_norms(
-            jax.tree_util.Partial(linear, WEIGHT),
-            jnp.ones((64, 2)),
-            jax.random.key(0),
-            method=method,
-        )
+        estimates = jit(
+            partial(estimate_jacobian_norms, jax.tree_util.Partial(linear, WEIGHT), method=method)
+        )(jnp.ones((64, 2)), jax.random.key(0))
         assert len(set(np.asarray(estimates).round(3).tolist())) > 1, method
 
 

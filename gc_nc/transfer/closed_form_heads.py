@@ -174,12 +174,12 @@ def centred_and_size(support: jax.Array, query: jax.Array) -> tuple[jax.Array, .
 
     The support is then of order 1, and its squares are in range.
     """
-    size = power_of_two_near(jnp.max(jnp.abs(support)))
-    support, query = support / size, query / size
     origin = jnp.mean(support, axis=(0, 1))
-    support, query = support - origin[None, None], query - origin[None]
-    spread = power_of_two_near(jnp.max(jnp.abs(support)))
-    return support / spread, query / spread, size * spread
+    support = support - origin[None, None]
+    size = power_of_two_near(jnp.max(jnp.abs(support)))
+    # As exact as a division, and one pass over the queries.
+    inverse = 1 / size
+    return support * inverse, (query - origin[None]) * inverse, size
 
 
 def _products(a, b):

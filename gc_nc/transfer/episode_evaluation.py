@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from gc_nc.array_types import Array, as_floating
-from gc_nc.compilation import jit_for_device
 from gc_nc.transfer.closed_form_heads import (
     cosine_predictions,
     nearest_mean_predictions,
@@ -34,7 +33,7 @@ HEADS: dict[str, Head] = {
 _BLOCK_BYTES, _COPIES = 2**28, 4
 _MAX_BLOCK_EPISODES = 512
 # Few at a time: what is gathered stays in a processor's cache.
-_EPISODES_AT_ONCE = 4
+_EPISODES_AT_ONCE = 8
 
 
 def episode_accuracies(
@@ -178,7 +177,8 @@ def _predict(embeddings, support, query, *, head, at_once):
     return jax.lax.map(predict, (support, query), batch_size=at_once)
 
 
-_predict_compiled = jit_for_device(_predict, static_argnames=("head", "at_once"))
+# Not for the device: on these small products the CPU's library costs more than it saves.
+_predict_compiled = jax.jit(_predict, static_argnames=("head", "at_once"))
 
 
 def _rows(embeddings, indices):

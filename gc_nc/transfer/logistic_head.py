@@ -1,10 +1,10 @@
 """Multinomial logistic regression on the support, as a head."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.sparse.linalg import cg
 from jaxtyping import Bool, Float, Int, Shaped
 
 from gc_nc.array_types import Array
@@ -28,8 +28,31 @@ _NUM_STEP_LENGTHS = 12
 
 
 class _Head(NamedTuple):
-    kernel: Float[Array, "K W"]
+    """A as coordinates (see `_Coordinates`), and b; gradients and directions of it too."""
+
+    kernel: Float[Array, "coordinates W"]
     bias: Float[Array, "W"]
+
+
+class _Coordinates(NamedTuple):
+    """In which coordinates A (K, W) is held, X (n, K) being the centred support.
+
+    With fewer examples than dimensions it is alpha with A = X^T alpha: where A starts at 0 it never
+    leaves the support's span, and neither do gradients. Products then take the Gram matrix X X^T
+    alone, and no basis of the span, whose LAPACK calls wait for threads of their own. With more
+    examples alpha is not unique, and it is A itself.
+
+    Attributes:
+      rows: X X^T or X; times coordinates it gives A^T x of the support.
+      of_queries: the same for the queries.
+      gradient: X^T r in coordinates, from r (n, W).
+      dual: inner products of A are sums of coordinates times these, from coordinates.
+    """
+
+    rows: Float[Array, "n coordinates"]
+    of_queries: Float[Array, "N coordinates"]
+    gradient: Callable[[jax.Array], jax.Array]
+    dual: Callable[[jax.Array], jax.Array]
 
 
 def logistic_regression_predictions(
@@ -45,10 +68,10 @@ def logistic_regression_predictions(
     The intercept b is not penalised: scikit-learn's `LogisticRegression(C=1/lambda)`. Source: Tian,
     Wang, Krishnan, Tenenbaum, Isola (arXiv 2003.11539), section 3.
 
-    The solver is Newton's method by conjugate gradients in the support's span, from A = 0, with a
-    step length that is halved until the slope along the step has all but vanished or is still
-    downward. 10 steps give what L-BFGS needs 100 or more for, and it runs many episodes at once on
-    the device. It has converged when |gradient| <= 1e-4 lambda |A|, or is 0 to float32's rounding.
+    The solver is Newton's method by conjugate gradients, from A = 0, with a step length that is
+    halved until the slope along the step has all but vanished or is still downward. 10 steps give
+    what L-BFGS needs 100 or more for, and many episodes run at once on the device. It has converged
+    when |gradient| <= 1e-4 lambda |A|, or is 0 to float32's rounding.
 
     Args:
       support_embeddings: (W, S, K).
@@ -86,51 +109,68 @@ def logistic_regression_scores(
     # Of the mean over examples.
     strength = relative_strength(strength / len(examples), size * length)
     strength = jnp.minimum(strength, _STRONGEST)
-    if len(examples) < dim:
-        # A lies in the span of the support, and has the norm of its coordinates there.
-        basis, coordinates = jnp.linalg.qr(examples.T)
-        examples, query = coordinates.T, jnp.matmul(query, basis, precision="highest")
+    coordinates = _coordinates(examples, query)
     own = jnp.repeat(jnp.eye(num_ways, dtype=bool), num_shots, axis=0)
-    head, converged = _minimum(examples, own, strength)
-    return _logits(query, head), converged
+    head, converged = _minimum(coordinates, own, strength)
+    return _logits(coordinates.of_queries, head), converged
 
 
-def _minimum(examples, own, strength):
+def _coordinates(examples, query):
+    if len(examples) <= examples.shape[1]:
+        gram = _products(examples, examples.T)
+        of_queries = _products(query, examples.T)
+        return _Coordinates(gram, of_queries, lambda r: r, lambda alpha: _products(gram, alpha))
+    return _Coordinates(examples, query, lambda r: _products(examples.T, r), lambda kernel: kernel)
+
+
+def _minimum(coordinates, own, strength):
     """The head at the minimum, and whether it was found.
 
     Where a weak penalty lets the support be fitted well, all that is left are small probabilities
     of other ways. What is computed from the own way's p is computed from theirs instead: 1 - p
     would be rounding.
     """
+    rows = coordinates.rows
+
+    def inner(a, b):
+        return jnp.sum(a.kernel * coordinates.dual(b.kernel)) + jnp.sum(a.bias * b.bias)
+
+    def kernel_norm(head):
+        # Rounding may leave a small negative number.
+        square = jnp.sum(head.kernel * coordinates.dual(head.kernel))
+        return jnp.sqrt(jnp.maximum(square, 0))
+
+    def pulled_back(residuals, penalised):
+        """The gradient in the head of what has the gradient `residuals` / n in logits."""
+        kernel = coordinates.gradient(residuals) / len(rows) + strength * penalised
+        return _Head(kernel, jnp.mean(residuals, axis=0))
 
     def gradient_at(head):
-        others = _probabilities_of_others(_logits(examples, head), own)
+        others = _probabilities_of_others(_logits(rows, head), own)
         residuals = jnp.where(own, -jnp.sum(others, axis=1, keepdims=True), others)
-        gradient = _pulled_back(examples, residuals, strength * head.kernel)
         # A logit of size l is known to eps l, and exp(l) to that share of itself.
-        rounding = _ROUNDING * (1 + jnp.linalg.norm(head.kernel))
-        return gradient, rounding * jnp.mean(jnp.sum(others, axis=1))
+        rounding = _ROUNDING * (1 + kernel_norm(head)) * jnp.mean(jnp.sum(others, axis=1))
+        return pulled_back(residuals, head.kernel), rounding
 
     def hessian_product_at(head):
-        logits = _logits(examples, head)
+        logits = _logits(rows, head)
         others = _probabilities_of_others(logits, own)
         probabilities = jax.nn.softmax(logits, axis=1)
 
         def product(direction):
-            change = _logits(examples, direction)
+            change = _logits(rows, direction)
             change = change - jnp.sum(jnp.where(own, change, 0), axis=1, keepdims=True)
             mean_change = jnp.sum(others * change, axis=1, keepdims=True)
-            curved = probabilities * (change - mean_change)
-            return _pulled_back(examples, curved, strength * direction.kernel)
+            return pulled_back(probabilities * (change - mean_change), direction.kernel)
 
         return product
 
     def is_minimum(head, gradient, rounding):
-        allowed = _TOLERANCE * jnp.linalg.norm(head.kernel)
+        allowed = _TOLERANCE * kernel_norm(head)
         # The intercept has no penalty; its curvature is at most of order 1.
-        return (jnp.linalg.norm(gradient.kernel) <= jnp.maximum(allowed * strength, rounding)) & (
-            jnp.linalg.norm(gradient.bias)
-            <= jnp.maximum(allowed * jnp.minimum(strength, 1), rounding)
+        bias_allowed = allowed * jnp.minimum(strength, 1)
+        return (kernel_norm(gradient) <= jnp.maximum(allowed * strength, rounding)) & (
+            jnp.linalg.norm(gradient.bias) <= jnp.maximum(bias_allowed, rounding)
         )
 
     def unfinished(carry):
@@ -139,44 +179,59 @@ def _minimum(examples, own, strength):
 
     def newton_step(carry):
         steps, head, gradient, _ = carry
-        downhill = jax.tree.map(jnp.negative, gradient)
-        direction, _ = cg(
-            hessian_product_at(head), downhill, tol=_CG_TOLERANCE, maxiter=_MAX_CG_STEPS
+        direction = _conjugate_gradients(
+            hessian_product_at(head), jax.tree.map(jnp.negative, gradient), inner
         )
 
         def go(length):
-            there = jax.tree.map(lambda start, change: start + length * change, head, direction)
+            there = _plus(head, length, direction)
             gradient, rounding = gradient_at(there)
-            return (there, gradient, rounding), _inner(gradient, direction)
+            return (there, gradient, rounding), inner(gradient, direction)
 
         # All lengths at once cost less than a loop. Slopes, since losses would be equal to
         # rounding long before the minimum.
-        lengths = 0.5 ** jnp.arange(_NUM_STEP_LENGTHS, dtype=examples.dtype)
+        lengths = 0.5 ** jnp.arange(_NUM_STEP_LENGTHS, dtype=rows.dtype)
         places, slopes = jax.vmap(go)(lengths)
-        chosen = jnp.argmax(slopes <= -0.1 * _inner(gradient, direction))
+        chosen = jnp.argmax(slopes <= -0.1 * inner(gradient, direction))
         return steps + 1, *jax.tree.map(lambda array: array[chosen], places)
 
-    dtype = examples.dtype
-    start = _Head(
-        jnp.zeros((examples.shape[1], own.shape[1]), dtype), jnp.zeros(own.shape[1], dtype)
-    )
+    num_ways = own.shape[1]
+    start = _Head(jnp.zeros((rows.shape[1], num_ways), rows.dtype), jnp.zeros(num_ways, rows.dtype))
     _, *where = jax.lax.while_loop(unfinished, newton_step, (0, start, *gradient_at(start)))
     return where[0], is_minimum(*where)
 
 
-def _logits(examples, head):
-    return jnp.matmul(examples, head.kernel, precision="highest") + head.bias[None]
+def _conjugate_gradients(product, right, inner):
+    """About the solution of product(x) = right, from x = 0, in the geometry of `inner`."""
+    target = _CG_TOLERANCE**2 * inner(right, right)
+
+    def unfinished(carry):
+        steps, _, _, _, size = carry
+        return (steps < _MAX_CG_STEPS) & (size > target)
+
+    def step(carry):
+        steps, solution, residual, direction, size = carry
+        image = product(direction)
+        length = size / inner(direction, image)
+        solution, residual = _plus(solution, length, direction), _plus(residual, -length, image)
+        new_size = inner(residual, residual)
+        return steps + 1, solution, residual, _plus(residual, new_size / size, direction), new_size
+
+    start = 0, jax.tree.map(jnp.zeros_like, right), right, right, inner(right, right)
+    return jax.lax.while_loop(unfinished, step, start)[1]
+
+
+def _plus(a, factor, b):
+    return jax.tree.map(lambda x, y: x + factor * y, a, b)
+
+
+def _products(a, b):
+    return jnp.matmul(a, b, precision="highest")
+
+
+def _logits(rows, head):
+    return _products(rows, head.kernel) + head.bias[None]
 
 
 def _probabilities_of_others(logits, own):
     return jnp.where(own, 0, jax.nn.softmax(logits, axis=1))
-
-
-def _pulled_back(examples, residuals, penalty):
-    """The gradient with respect to the head of what has `residuals` as its gradient in logits."""
-    kernel = jnp.matmul(examples.T, residuals, precision="highest") / len(examples)
-    return _Head(kernel + penalty, jnp.mean(residuals, axis=0))
-
-
-def _inner(a, b):
-    return jnp.sum(a.kernel * b.kernel) + jnp.sum(a.bias * b.bias)

@@ -23,7 +23,8 @@ from gc_nc.training.run_directory import (
     write_atomically,
 )
 
-_RUNS = flags.DEFINE_string("runs", None, "Folder of run directories.")
+# Other commands have a flag of the same name, and tests import several commands.
+_RUNS = flags.DEFINE_string("runs", None, "Folder of run directories.", allow_override=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; it is made.")
 
 _OWN_KEYS = ("gc_penalty.weight", "seed")

@@ -119,7 +119,7 @@ def _plan(
     run = open_run(workdir, _DATA_DIR.value)
     steps = run.select_steps(_STEP.value)
     for step in steps:
-        run.variables(step)
+        run.check_checkpoint(step)
     transfer_results.read_results(workdir)
     return run, steps, run_evaluation.sample_tasks(run, protocol, sizes)
 

@@ -6,6 +6,8 @@ Full-width networks on a batch of CIFAR-10's shape, plain SGD, float32. Both sid
 process on the same number of threads and take turns; seconds are medians. The monitor's row adds
 one call to the steps between two calls by its default settings. The first step is that of a new
 process, from its start to the step's result, with an empty and with a filled compilation cache.
+The limit is the FLOPs of our step, as XLA counts them, over the rate of a 2048 x 2048 matmul, which
+is measured at the start.
 --rows keeps the rows whose name contains the word.
 """
 
@@ -48,12 +50,18 @@ def main(argv: list[str]) -> None:
     rows = [build for name, build in _rows().items() if _ROWS.value in name]
     if not rows:
         raise InputError(f"--rows={_ROWS.value!r} is in none of: {'; '.join(_rows())}")
-    reporting.print_rows([row() for row in rows])
+    rate = reporting.matmul_flops_per_second()
+    print(f"matmul: {rate / 1e9:.3g} GFLOP/s", file=sys.stderr, flush=True)
+    reporting.print_rows([row(rate) for row in rows])
 
 
-def _rows() -> dict[str, Callable[[], reporting.Row]]:
+def _rows() -> dict[str, Callable[[float], reporting.Row]]:
     def compared(name, goal, ours, reference):
-        return lambda: reporting.Row(name, *_alternate(ours(), reference()), goal)
+        def row(rate):
+            seconds = _alternate(ours(), reference())
+            return reporting.Row(name, *seconds, goal, limit=ours.flops / rate)
+
+        return row
 
     vgg13 = partial(_Ours, "vgg13")
     rows = {}
@@ -81,7 +89,7 @@ def _rows() -> dict[str, Callable[[], reporting.Row]]:
 
 
 class _Ours:
-    """A training step of ours; calling it builds it."""
+    """A training step of ours; calling it builds it and counts its FLOPs."""
 
     def __init__(self, name: str, batch_size: int, penalty: GCPenalty | None = None):
         self._name, self._batch_size, self._penalty = name, batch_size, penalty
@@ -94,21 +102,23 @@ class _Ours:
         self.normalization = channel_normalization(images)
         self.split = jax.device_put(ImageSplit(images, labels))
         self.state = init_state(0, self.model, optimizer, images.shape[1:])
-        step = jit_for_device(
-            partial(
-                train_step,
-                model=self.model,
-                optimizer=optimizer,
-                normalization=self.normalization,
-                augmentation=Augmentation(),
-                batch_size=self._batch_size,
-                l2=0.0,
-                penalty=self._penalty,
-            ),
-            donate_argnames="state",
+        function = partial(
+            train_step,
+            model=self.model,
+            optimizer=optimizer,
+            normalization=self.normalization,
+            augmentation=Augmentation(),
+            batch_size=self._batch_size,
+            l2=0.0,
+            penalty=self._penalty,
         )
+        step = jit_for_device(function, donate_argnames="state")
         order, key = jax.device_put(np.arange(self._batch_size, dtype=np.int32)), jax.random.key(1)
         arguments = (key, np.float32(_WEIGHT)) if self._penalty else ()
+
+        lowered = jax.jit(function).lower(self.state, self.split, order, 0, key, *arguments)
+        # Of the program as written: what it is compiled to hides the FLOPs of library calls.
+        self.flops = lowered.cost_analysis()["flops"]
 
         def run():
             self.state, metrics = step(self.state, self.split, order, 0, key, *arguments)
@@ -147,7 +157,8 @@ def _seconds(run) -> float:
     return (time.perf_counter() - start) / _STEPS
 
 
-def _monitor_row(name: str) -> reporting.Row:
+def _monitor_row(name: str, rate: float) -> reporting.Row:
+    del rate
     settings = default_config().monitor
     ours = _Ours("vgg13", 32)
     step = ours()
@@ -170,7 +181,8 @@ def _monitor_row(name: str) -> reporting.Row:
     return reporting.Row(name, without + monitor_seconds, without, 1.02)
 
 
-def _first_step_row(name: str, allowed: float, *, cached: bool) -> reporting.Row:
+def _first_step_row(name: str, allowed: float, rate: float, *, cached: bool) -> reporting.Row:
+    del rate
     with tempfile.TemporaryDirectory() as cache:
         seconds = []
         for i in range(6 if cached else 5):

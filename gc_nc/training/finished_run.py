@@ -71,21 +71,56 @@ class FinishedRun:
           InputError: there is none of this step, or it cannot be read.
         """
         self._check_step(step)
-        image_shape = self.dataset.train.images.shape[1:]
-        optimizer = make_optimizer(self.config)
-        shapes = jax.eval_shape(lambda: init_state(0, self.model, optimizer, image_shape))
+        shapes = self._state_shapes()
         placement = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         like = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement), shapes
         )
         try:
             with _open_checkpoints(self.workdir) as manager:
+                self._check_shapes(step, manager, shapes)
                 state = manager.restore(step, args=ocp.args.StandardRestore(like))
         except (ValueError, TypeError, KeyError, OSError) as error:
             raise InputError(
                 f"the checkpoint of step {step} in {self.workdir} cannot be read ({error})"
             ) from error
         return state.variables
+
+    def check_checkpoint(self, step: int) -> None:
+        """Raises InputError where `variables` would for lack of the step or for another shape."""
+        self._check_step(step)
+        with _open_checkpoints(self.workdir) as manager:
+            self._check_shapes(step, manager, self._state_shapes())
+
+    def _state_shapes(self):
+        image_shape = self.dataset.train.images.shape[1:]
+        optimizer = make_optimizer(self.config)
+        return jax.eval_shape(lambda: init_state(0, self.model, optimizer, image_shape))
+
+    def _check_shapes(self, step: int, manager: ocp.CheckpointManager, state) -> None:
+        """Before restoring: Orbax's own message runs over pages and leaves work undone behind."""
+        try:
+            stored = manager.item_metadata(step)
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise InputError(
+                f"the checkpoint of step {step} in {self.workdir} cannot be read ({error})"
+            ) from error
+        there = {leaf.name: tuple(leaf.shape) for leaf in jax.tree.leaves(stored)}
+        needed = {
+            jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape
+            for path, leaf in jax.tree_util.tree_leaves_with_path(state.variables)
+        }
+        differing = [
+            f"{name} has shape {there.get(name, 'none')} there and {shape} by the config"
+            for name, shape in needed.items()
+            if there.get(name) != shape
+        ]
+        if differing:
+            more = f" and {len(differing) - 1} more differ" if len(differing) > 1 else ""
+            raise InputError(
+                f"the checkpoint of step {step} in {self.workdir} is of another network:"
+                f" {differing[0]}{more}; restore its config.json"
+            )
 
     def _check_step(self, step: int) -> None:
         if step not in self.steps:
@@ -163,6 +198,8 @@ def _open_checkpoints(workdir: Path) -> ocp.CheckpointManager:
     try:
         return ocp.CheckpointManager(
             (workdir / "checkpoints").absolute(),
+            # Named, so that the shapes in a checkpoint can be read without restoring it.
+            item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(read_only=True, create=False),
         )
     finally:

@@ -28,7 +28,9 @@ class RankCorrelation(NamedTuple):
     num_runs: int
 
 
-def rank_correlation(x: Sequence[float], y: Sequence[float], seed: int = 0) -> RankCorrelation:
+def rank_correlation(
+    x: Sequence[float | int] | np.ndarray, y: Sequence[float | int] | np.ndarray, seed: int = 0
+) -> RankCorrelation:
     """Spearman's rho = Pearson's correlation of the ranks, ties at their mean rank.
 
     The interval resamples runs (pairs) with replacement 10,000 times and takes the 2.5% and 97.5%

@@ -130,7 +130,7 @@ def _line(ax, steps, values, half_widths, *, color, label=None) -> None:
 
 def _logarithmic(ax, axis: str = "y") -> None:
     """With plain numbers, between the powers of ten too where few of those are in sight."""
-    from matplotlib.ticker import LogFormatter
+    from matplotlib.ticker import NullFormatter
 
     low, high = getattr(ax, f"{axis}axis").get_data_interval()
     # A logarithmic axis of nothing positive would warn and show nothing.
@@ -139,7 +139,7 @@ def _logarithmic(ax, axis: str = "y") -> None:
     getattr(ax, f"set_{axis}scale")("log")
     ticks = getattr(ax, f"{axis}axis")
     ticks.set_major_formatter("{x:g}")
-    ticks.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.6)))
+    ticks.set_minor_formatter("{x:g}" if high < 12 * low else NullFormatter())
 
 
 def _save(figure, path: Path, title: str) -> None:

@@ -1,0 +1,156 @@
+"""Episodes: without replacement, uniform, the same everywhere, impossible ones refused."""
+
+import collections
+
+import jax
+import jaxtyping
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gc_nc.transfer import sample_episode, sample_episodes
+
+KEY = jax.random.key(0)
+SIZES = {"num_ways": 3, "num_shots": 2, "num_queries": 4}
+# Of any value, in any order, and not equally many.
+LABELS = np.random.default_rng(0).permutation(np.repeat([-7, 0, 3, 1000], [6, 9, 20, 7]))
+
+
+def assert_same(a, b):
+    for left, right in zip(a, b, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_f3_every_image_exactly_once_and_never_replacement():
+    labels = np.arange(30) % 5
+    sizes = {"num_ways": 5, "num_shots": 1, "num_queries": 5}
+    for seed in range(20):
+        episode = sample_episode(jax.random.key(seed), labels, **sizes)
+        used = np.concatenate([np.ravel(episode.support), np.ravel(episode.query)])
+        assert sorted(used) == list(range(30))
+    short = np.delete(labels, 7)
+    with pytest.raises(ValueError, match=r"class 2 has 5 images.*needs 6") as error:
+        sample_episode(KEY, short, **sizes)
+    assert "\n" not in str(error.value)
+
+
+def test_f4_images_carry_the_label_of_their_way():
+    images = LABELS[:, None] * np.ones((1, 3))
+    episodes = sample_episodes(KEY, LABELS, 200, **SIZES)
+    classes = np.asarray(episodes.classes)
+    assert episodes.support.shape == (200, 3, 2)
+    assert episodes.query.shape == (200, 3, 4)
+    for indices in (np.asarray(episodes.support), np.asarray(episodes.query)):
+        np.testing.assert_array_equal(images[indices], images[indices][..., :1] * np.ones(3))
+        np.testing.assert_array_equal(
+            images[indices][..., 0], np.broadcast_to(classes[..., None], indices.shape)
+        )
+    used = np.concatenate([episodes.support, episodes.query], axis=2).reshape(200, -1)
+    for row, ways in zip(used, classes, strict=True):
+        assert len(set(row)) == 18
+        assert len(set(ways)) == 3
+
+
+def test_an_episode_depends_on_its_own_number_alone():
+    few, many = (sample_episodes(KEY, LABELS, n, **SIZES) for n in (3, 10))
+    assert_same(few, [array[:3] for array in many])
+    for i in (0, 2, 9):
+        single = sample_episode(jax.random.fold_in(KEY, i), LABELS, **SIZES)
+        assert_same(single, [array[i] for array in many])
+    assert np.any(many.query[0] != many.query[1])
+
+
+def test_the_same_under_jit_and_on_any_devices():
+    plain = sample_episodes(KEY, LABELS, 8, **SIZES)
+    assert_same(jax.jit(lambda key: sample_episodes(key, LABELS, 8, **SIZES))(KEY), plain)
+    mesh = Mesh(np.array(jax.devices()), ("devices",))
+    sharding = NamedSharding(mesh, PartitionSpec("devices"))
+    keys = jax.device_put(jax.vmap(lambda i: jax.random.fold_in(KEY, i))(np.arange(8)), sharding)
+    sample = jax.jit(
+        jax.vmap(lambda key: sample_episode(key, LABELS, **SIZES)), out_shardings=sharding
+    )
+    spread = sample(keys)
+    assert len(spread.query.sharding.device_set) == 8
+    assert_same(spread, plain)
+    assert_same(sample_episodes(jax.device_put(KEY, jax.devices()[5]), LABELS, 8, **SIZES), plain)
+
+
+def test_known_episode():
+    """The numbers themselves: results name a seed, which must mean the same in years to come."""
+    episode = sample_episode(KEY, np.arange(40) % 4, num_ways=2, num_shots=1, num_queries=2)
+    np.testing.assert_array_equal(episode.classes, [3, 0])
+    np.testing.assert_array_equal(episode.support, [[3], [0]])
+    np.testing.assert_array_equal(episode.query, [[27, 11], [16, 4]])
+
+
+def chi_square(counts, expected):
+    return np.sum((counts - expected) ** 2 / expected)
+
+
+def test_every_ordered_choice_of_classes_and_images_is_equally_likely():
+    labels = np.arange(16) % 4
+    num = 4800
+    episodes = sample_episodes(KEY, labels, num, num_ways=2, num_shots=1, num_queries=2)
+    pairs = collections.Counter(map(tuple, np.asarray(episodes.classes).tolist()))
+    assert len(pairs) == 12
+    # 99.9% of chi-square with 11 and 23 degrees of freedom.
+    assert chi_square(np.array(list(pairs.values())), num / 12) < 31.3
+    for way in (0, 1):
+        images = np.concatenate([episodes.support, episodes.query], axis=2)[:, way] // 4
+        triples = collections.Counter(map(tuple, images.tolist()))
+        assert len(triples) == 24
+        assert chi_square(np.array(list(triples.values())), num / 24) < 49.7
+
+
+def test_a_large_class_is_drawn_evenly_to_its_end():
+    labels = np.repeat([0, 1], 100_003)
+    episodes = sample_episodes(KEY, labels, 2000, num_ways=2, num_shots=2, num_queries=3)
+    images = np.asarray(episodes.query) - 100_003 * np.asarray(episodes.classes)[..., None]
+    assert images.min() >= 0
+    assert images.max() < 100_003
+    counts = np.histogram(images, bins=20, range=(0, 100_003))[0]
+    # 99.9% with 19 degrees of freedom.
+    assert chi_square(counts, images.size / 20) < 43.8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_ways": 5}, "num_ways=5 but labels hold 4 classes"),
+        ({"num_ways": 1}, "num_ways=1 must be at least 2"),
+        ({"num_shots": 0}, "num_shots=0 must be at least 1"),
+        ({"num_queries": 0}, "num_queries=0 must be at least 1"),
+        # The class with fewest images, drawn or not.
+        ({"num_shots": 3}, "class -7 has 6 images, but num_shots=3 .* needs 7"),
+        ({"labels": LABELS / 2}, "labels are float64"),
+        ({"labels": LABELS + 2**40}, "must be in -2147483648..2147483647"),
+        ({"key": jax.random.key(0, impl="rbg")}, "key is of rbg"),
+    ],
+)
+def test_impossible_episodes_are_refused_in_one_line(change, message):
+    arguments = {"key": KEY, "labels": LABELS, **SIZES, **change}
+    with pytest.raises(ValueError, match=message) as error:
+        sample_episode(**arguments)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=message):
+        sample_episodes(num_episodes=2, **arguments)
+
+
+def test_labels_of_another_shape_are_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=r"labels are int64 of shape \(42, 1\)"):
+        sample_episode(KEY, LABELS[:, None], **SIZES)
+
+
+def test_traced_labels_and_no_episodes_are_refused():
+    with pytest.raises(ValueError, match="labels are traced"):
+        jax.jit(lambda labels: sample_episode(KEY, labels, **SIZES))(LABELS)
+    with pytest.raises(ValueError, match="num_episodes=0 must be at least 1"):
+        sample_episodes(KEY, LABELS, 0, **SIZES)
+
+
+def test_a_raw_key_is_the_typed_one():
+    assert_same(
+        sample_episode(jax.random.PRNGKey(3), LABELS, **SIZES),
+        sample_episode(jax.random.key(3), LABELS, **SIZES),
+    )

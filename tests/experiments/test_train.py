@@ -180,7 +180,10 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny_run):
     assert (workdir / "checkpoints" / str(step)).is_dir()
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10_vgg13", "fashion_mnist_vgg11"])
+@pytest.mark.parametrize(
+    "name",
+    [path.stem for path in sorted(ROOT.glob("experiments/configs/[!_]*.py"))],
+)
 def test_configs_are_valid(name):
     import importlib
 

@@ -1,5 +1,6 @@
 """Nearest mean, cosine and ridge: hand values, oracles in float64, scales, ties."""
 
+import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
@@ -9,6 +10,10 @@ from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import NearestCentroid
 
 from gc_nc.transfer import cosine_predictions, nearest_mean_predictions, ridge_predictions
+
+nearest_mean, cosine, ridge = map(
+    jax.jit, (nearest_mean_predictions, cosine_predictions, ridge_predictions)
+)
 
 
 def example(num_ways=4, num_shots=3, dim=20, seed=0, num_queries=200):
@@ -26,43 +31,43 @@ def flat(support):
     return support.reshape(-1, dim).astype(np.float64), np.repeat(np.arange(num_ways), num_shots)
 
 
-def test_hand_values():
-    """Means (2, 0) and (0, 6); the origin of ridge is (1, 3)."""
+def test_nearest_mean_and_cosine_by_hand():
+    """Means (2, 0) and (0, 6)."""
     support = np.array([[[1.0, 0], [3, 0]], [[0, 5], [0, 7]]], np.float32)
     query = np.array([[1.5, 2], [2, 3.1], [8, 9], [-1, -1]], np.float32)
-    # 4.25 < 18.25; 9.61 < 12.41; 117 > 73; 10 < 50.
-    np.testing.assert_array_equal(nearest_mean_predictions(support, query), [0, 0, 1, 0])
-    # The larger coordinate, or the less negative one: equal at last, so the lowest.
-    np.testing.assert_array_equal(cosine_predictions(support, query), [1, 1, 1, 0])
-    # With much regularisation A is along the difference of means (2, -6).
-    np.testing.assert_array_equal(
-        ridge_predictions(support, query, regularization=1e6), [0, 1, 1, 0]
-    )
+    # Squared distances 4.25 < 18.25; 9.61 < 12.41; 117 > 73; 10 < 50.
+    np.testing.assert_array_equal(nearest_mean(support, query), [0, 0, 1, 0])
+    # The larger coordinate; equal at last, so the lowest.
+    np.testing.assert_array_equal(cosine(support, query), [1, 1, 1, 0])
 
 
-def test_ridge_by_hand_in_one_dimension():
-    """x = -1, 1 and 3 about o = 1 of ways 0, 1, 1?  Two ways of one shot each: A = 2d / (2d^2 + l)."""
-    support = np.array([[[-1.0]], [[3.0]]], np.float32)
-    # b = 1/2 - A o for both: the border is at o = 1 whatever the regularisation.
-    for regularization in (1e-3, 1.0, 1e3):
-        predicted = ridge_predictions(
-            support, np.array([[0.99], [1.01], [1.0]], np.float32), regularization=regularization
-        )
-        np.testing.assert_array_equal(predicted, [0, 1, 0])
+def test_ridge_by_hand():
+    """X^T X = (8 4; 4 4) and A_0 - A_1 is along (4 + lambda, -4): (1, 2) is its border at 4."""
+    origin = np.array([10.0, -20], np.float32)
+    support = origin + np.array([[[2.0, 1], [0, -1]], [[-2, -1], [0, 1]]], np.float32)
+    query = origin + np.array([[1.0, 2], [-1, -2]], np.float32)
+    np.testing.assert_array_equal(ridge(support, query, regularization=3.99), [1, 0])
+    np.testing.assert_array_equal(ridge(support, query, regularization=4.01), [0, 1])
+    # The same three and more dimensions that say nothing: the other of the two systems.
+    wide = np.zeros((2, 2, 9), np.float32), np.zeros((2, 9), np.float32)
+    for narrow, array in zip((support, query), wide, strict=True):
+        array[..., :2] = narrow
+    np.testing.assert_array_equal(ridge(*wide, regularization=3.99), [1, 0])
+    np.testing.assert_array_equal(ridge(*wide, regularization=4.01), [0, 1])
 
 
 def test_nearest_mean_equals_an_oracle():
     support, query = example()
     expected = NearestCentroid().fit(*flat(support)).predict(query.astype(np.float64))
     assert len(set(expected)) == 4
-    np.testing.assert_array_equal(nearest_mean_predictions(support, query), expected)
+    np.testing.assert_array_equal(nearest_mean(support, query), expected)
 
 
 def test_cosine_equals_an_oracle():
     support, query = example()
     expected = cosine_similarity(query.astype(np.float64), support.mean(1)).argmax(1)
-    assert np.mean(expected != nearest_mean_predictions(support, query)) > 0.02
-    np.testing.assert_array_equal(cosine_predictions(support, query), expected)
+    assert np.mean(expected != nearest_mean(support, query)) > 0.02
+    np.testing.assert_array_equal(cosine(support, query), expected)
 
 
 @pytest.mark.parametrize("regularization", [0.01, 1.0, 100.0])
@@ -73,13 +78,13 @@ def test_ridge_equals_an_oracle(dim, regularization):
     x, ways = flat(support)
     oracle = Ridge(alpha=regularization).fit(x, np.eye(4)[ways])
     expected = oracle.predict(query.astype(np.float64)).argmax(1)
-    predicted = ridge_predictions(support, query, regularization=regularization)
+    predicted = ridge(support, query, regularization=regularization)
     np.testing.assert_array_equal(predicted, expected)
-    other = ridge_predictions(support, query, regularization=1e4 / regularization)
+    other = ridge(support, query, regularization=2 / regularization)
     assert np.any(other != predicted)
 
 
-@pytest.mark.parametrize("head", [nearest_mean_predictions, ridge_predictions])
+@pytest.mark.parametrize("head", [nearest_mean, ridge])
 def test_close_means_are_told_apart_at_a_large_norm(head):
     # Squared norms of 1e8 resolve 8; the distances here are of order 1.
     support = (np.full(100, 1000.0) + np.eye(100)[:5]).astype(np.float32)[:, None]
@@ -88,13 +93,13 @@ def test_close_means_are_told_apart_at_a_large_norm(head):
 
 def test_close_directions_are_told_apart():
     support = (np.full(100, 1.0) + 1e-3 * np.eye(100)[:5]).astype(np.float32)[:, None]
-    np.testing.assert_array_equal(cosine_predictions(support, support[::-1, 0]), [4, 3, 2, 1, 0])
+    np.testing.assert_array_equal(cosine(support, support[::-1, 0]), [4, 3, 2, 1, 0])
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-8, 1e25])
 def test_predictions_do_not_depend_on_the_scale(scale):
     support, query = example()
-    for head in (nearest_mean_predictions, cosine_predictions):
+    for head in (nearest_mean, cosine):
         scaled = head((support * scale).astype(np.float32), (query * scale).astype(np.float32))
         np.testing.assert_array_equal(scaled, head(support, query))
 
@@ -103,29 +108,29 @@ def test_ridge_scales_with_the_square_of_the_embeddings():
     support, query = example()
     for scale in (1e-3, 1e3):
         np.testing.assert_array_equal(
-            ridge_predictions(support * scale, query * scale, regularization=scale**2),
-            ridge_predictions(support, query, regularization=1.0),
+            ridge(support * scale, query * scale, regularization=scale**2),
+            ridge(support, query, regularization=1.0),
         )
     # Past the range of float32 an infinite lambda, whose limit it is.
-    tiny = ridge_predictions(support * np.float32(1e-25), query * np.float32(1e-25))
-    np.testing.assert_array_equal(tiny, ridge_predictions(support, query, regularization=1e9))
+    tiny = ridge(support * np.float32(1e-25), query * np.float32(1e-25))
+    np.testing.assert_array_equal(tiny, ridge(support, query, regularization=1e9))
 
 
 def test_cosine_of_a_zero_vector_is_zero():
     support = np.array([[[0.0, 0.0]], [[-1.0, 0.0]]], np.float32)
     # To way 1: 0 (a tie), 1 and -1, against 0.
     query = np.array([[0.0, 0], [-3, 0], [2, 0]], np.float32)
-    np.testing.assert_array_equal(cosine_predictions(support, query), [0, 1, 0])
+    np.testing.assert_array_equal(cosine(support, query), [0, 1, 0])
 
 
 def test_half_precision_and_integers_are_cast_up():
     support, query = example()
     half = support.astype(jnp.bfloat16), query.astype(jnp.bfloat16)
     up = half[0].astype(np.float32), half[1].astype(np.float32)
-    for head in (nearest_mean_predictions, cosine_predictions, ridge_predictions):
+    for head in (nearest_mean, cosine, ridge):
         np.testing.assert_array_equal(head(*half), head(*up))
     whole = np.array([[[0, 0]], [[255, 0]]], np.uint8)
-    np.testing.assert_array_equal(nearest_mean_predictions(whole, whole[:, 0]), [0, 1])
+    np.testing.assert_array_equal(nearest_mean(whole, whole[:, 0]), [0, 1])
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, np.inf, np.nan])

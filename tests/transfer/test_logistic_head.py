@@ -1,7 +1,5 @@
 """Logistic regression: scikit-learn in float64, scales, limits, and what has not converged."""
 
-from functools import partial
-
 import jax
 import numpy as np
 import pytest
@@ -10,12 +8,11 @@ from sklearn.linear_model import LogisticRegression
 from gc_nc.transfer import (
     logistic_head,
     logistic_regression_predictions,
-    nearest_mean_predictions,
-    ridge_predictions,
 )
 from gc_nc.transfer.logistic_head import logistic_regression_scores
-from tests.transfer.test_closed_form_heads import example, flat
+from tests.transfer.test_closed_form_heads import example, flat, nearest_mean, ridge
 
+predict = jax.jit(logistic_regression_predictions)
 scores_of = jax.jit(logistic_regression_scores)
 
 
@@ -50,34 +47,33 @@ def test_at_a_large_norm_and_with_hardly_any_penalty():
     far = (1000 + support).astype(np.float32), (1000 + query).astype(np.float32)
     back = far[0] - np.float32(1000), far[1] - np.float32(1000)
     for regularization in (1e-6, 1.0):
-        predict = jax.jit(partial(logistic_regression_predictions, regularization=regularization))
-        np.testing.assert_array_equal(predict(*far), predict(*back))
-        assert np.all(np.asarray(predict(*far)) >= 0)
+        predicted = predict(*far, regularization=regularization)
+        np.testing.assert_array_equal(predicted, predict(*back, regularization=regularization))
+        assert np.all(predicted >= 0)
 
 
 def test_much_penalty_is_the_limit_of_ridge():
     support, query = example()
-    expected = ridge_predictions(support, query, regularization=1e9)
+    expected = ridge(support, query, regularization=1e9)
     for scale in (1.0, 1e-25):
         scale = np.float32(scale)
-        predicted = logistic_regression_predictions(
-            support * scale, query * scale, regularization=1e9
-        )
+        predicted = predict(support * scale, query * scale, regularization=1e9)
         assert np.mean(predicted == expected) > 0.98
-    assert np.any(logistic_regression_predictions(support, query, regularization=1e-3) != expected)
+    assert np.any(predict(support, query, regularization=1e-3) != expected)
 
 
 def test_what_has_not_converged_has_no_prediction(monkeypatch):
     support, query = example()
-    assert np.all(logistic_regression_predictions(support, query) >= 0)
+    assert np.all(predict(support, query) >= 0)
     monkeypatch.setattr(logistic_head, "_MAX_NEWTON_STEPS", 1)
-    np.testing.assert_array_equal(logistic_regression_predictions(support, query), -1)
+    unfinished = jax.jit(lambda *arrays: logistic_regression_predictions(*arrays))
+    np.testing.assert_array_equal(unfinished(support, query), -1)
 
 
 def test_equal_examples_are_a_tie():
     support = np.ones((3, 2, 4), np.float32)
-    np.testing.assert_array_equal(logistic_regression_predictions(support, support[:, 0]), 0)
-    np.testing.assert_array_equal(nearest_mean_predictions(support, support[:, 0]), 0)
+    np.testing.assert_array_equal(predict(support, support[:, 0]), 0)
+    np.testing.assert_array_equal(nearest_mean(support, support[:, 0]), 0)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, np.inf, np.nan])

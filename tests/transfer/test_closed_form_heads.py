@@ -48,7 +48,7 @@ def test_ridge_by_hand():
     query = origin + np.array([[1.0, 2], [-1, -2]], np.float32)
     np.testing.assert_array_equal(ridge(support, query, regularization=3.99), [1, 0])
     np.testing.assert_array_equal(ridge(support, query, regularization=4.01), [0, 1])
-    # The same three and more dimensions that say nothing: the other of the two systems.
+    # With dimensions that say nothing the other of the two systems is solved.
     wide = np.zeros((2, 2, 9), np.float32), np.zeros((2, 9), np.float32)
     for narrow, array in zip((support, query), wide, strict=True):
         array[..., :2] = narrow

@@ -75,9 +75,7 @@ def episode_accuracies(
     embeddings = as_floating(embeddings, "embeddings")
     episodes = _checked(embeddings, labels, episodes)
     num_episodes, num_ways, num_queries = episodes.query.shape
-    images = num_ways * (episodes.support.shape[2] + num_queries)
-    episode_bytes = _COPIES * images * embeddings.shape[1] * embeddings.dtype.itemsize
-    at_once = min(_EPISODES_AT_ONCE, max(1, _BLOCK_BYTES // episode_bytes))
+    at_once = _episodes_at_once(embeddings, episodes.support, episodes.query)
     block = min(_MAX_BLOCK_EPISODES, num_episodes)
     right, undecided = np.zeros(num_episodes, int), 0
     for start in range(0, num_episodes, block):
@@ -167,6 +165,12 @@ def mean_confidence_interval(accuracies: Sequence[float] | Array) -> tuple[float
     if values.size == 1:
         return mean, math.nan
     return mean, float(1.96 * np.std(values, ddof=1) / math.sqrt(values.size))
+
+
+def _episodes_at_once(embeddings, support, query):
+    images = math.prod(support.shape[1:]) + math.prod(query.shape[1:])
+    episode_bytes = _COPIES * images * embeddings.shape[1] * embeddings.dtype.itemsize
+    return min(_EPISODES_AT_ONCE, max(1, _BLOCK_BYTES // episode_bytes))
 
 
 def _predict(embeddings, support, query, *, head, at_once):

@@ -1,5 +1,6 @@
 """What is done to embeddings before a head sees them."""
 
+import jax
 from jaxtyping import Float, Shaped
 
 from gc_nc.array_types import Array, as_floating
@@ -38,4 +39,8 @@ def transform_features(
         if center.shape != embeddings.shape[1:]:
             raise ValueError(f"center of shape {center.shape}; {embeddings.shape[1:]} is needed")
         embeddings = embeddings - center[None]
-    return unit_vectors(embeddings) if l2 else embeddings
+    return _unit_vectors_compiled(embeddings) if l2 else embeddings
+
+
+# One pass over all images for a dozen.
+_unit_vectors_compiled = jax.jit(unit_vectors)

@@ -16,7 +16,7 @@ nearest_mean, cosine, ridge = map(
 )
 
 
-def example(num_ways=4, num_shots=3, dim=20, seed=0, num_queries=200):
+def example(num_ways=4, num_shots=4, dim=20, seed=0, num_queries=200):
     """Classes that overlap, far from 0."""
     rng = np.random.default_rng(seed)
     centres = 2 + rng.normal(size=(num_ways, 1, dim)) / np.sqrt(dim / 4)

@@ -95,35 +95,42 @@ def test_what_is_not_finite_has_no_prediction(head):
         np.testing.assert_array_equal(predict(bad, query), -1)
 
 
-def test_random_embeddings_score_chance(head):
-    episodes = sample_episodes(KEY, LABELS, 120, **SIZES)
-    # No images are shared by episodes: what they have in common is more than their interval knows.
-    rng = np.random.default_rng(3)
-    accuracies = [
-        episode_accuracies(rng.normal(size=(240, 10)).astype(np.float32), LABELS, one, head)[0]
-        for one in (
-            Episode(*(array[i : i + 1] for array in map(np.asarray, episodes))) for i in range(120)
-        )
-    ]
+# Each episode has images of its own: what episodes share is more than their interval knows.
+_NUM_EPISODES = 122
+_MANY_LABELS = np.tile(LABELS, _NUM_EPISODES)
+
+
+@pytest.fixture
+def episodes_of_their_own(monkeypatch):
+    """In blocks that do not divide their number, and with few at once."""
+    monkeypatch.setattr(episode_evaluation, "_MAX_BLOCK_EPISODES", 4)
+    monkeypatch.setattr(episode_evaluation, "_EPISODES_AT_ONCE", 3)
+    classes, *images = map(np.asarray, sample_episodes(KEY, LABELS, _NUM_EPISODES, **SIZES))
+    offsets = LABELS.size * np.arange(_NUM_EPISODES)[:, None, None]
+    return Episode(classes, *(indices + offsets for indices in images))
+
+
+def test_random_embeddings_score_chance(head, episodes_of_their_own):
+    z = np.random.default_rng(3).normal(size=(_MANY_LABELS.size, 10)).astype(np.float32)
+    accuracies = episode_accuracies(z, _MANY_LABELS, episodes_of_their_own, head)
     mean, half_width = mean_confidence_interval(accuracies)
     assert half_width < 0.02
     assert abs(mean - 0.2) < half_width
 
 
-def test_accuracies_are_shares_of_right_predictions(head, monkeypatch):
-    """In blocks that do not divide the number of episodes, and with few at once."""
-    monkeypatch.setattr(episode_evaluation, "_MAX_BLOCK_EPISODES", 4)
-    monkeypatch.setattr(episode_evaluation, "_EPISODES_AT_ONCE", 3)
-    z = random_embeddings(0.5)
-    episodes = sample_episodes(KEY, LABELS, 10, **SIZES)
+def test_accuracies_are_shares_of_right_predictions(head, episodes_of_their_own):
+    z = np.tile(random_embeddings(0.5), (_NUM_EPISODES, 1))
     done = []
-    accuracies = episode_accuracies(z, LABELS, episodes, head, report=done.append)
-    assert done == [4, 8, 10]
+    accuracies = episode_accuracies(
+        z, _MANY_LABELS, episodes_of_their_own, head, report=done.append
+    )
+    assert done == [*range(4, 121, 4), 122]
     assert accuracies.dtype == np.float64
     predict = COMPILED[head]
-    for i, (classes, support, query) in enumerate(zip(*map(np.asarray, episodes), strict=True)):
+    for i in (0, 1, 60, 119, 120, 121):
+        classes, support, query = (array[i] for array in episodes_of_their_own)
         predicted = classes[np.asarray(predict(z[support], z[query.ravel()]))]
-        assert accuracies[i] == np.mean(predicted == LABELS[query.ravel()])
+        assert accuracies[i] == np.mean(predicted == _MANY_LABELS[query.ravel()])
     assert len(set(accuracies)) > 3
 
 

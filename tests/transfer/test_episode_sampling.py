@@ -52,9 +52,9 @@ def test_f4_images_carry_the_label_of_their_way():
 
 
 def test_an_episode_depends_on_its_own_number_alone():
-    few, many = (sample_episodes(KEY, LABELS, n, **SIZES) for n in (3, 10))
+    few, many = (sample_episodes(KEY, LABELS, n, **SIZES) for n in (3, 8))
     assert_same(few, [array[:3] for array in many])
-    for i in (0, 2, 9):
+    for i in (0, 2, 7):
         single = sample_episode(jax.random.fold_in(KEY, i), LABELS, **SIZES)
         assert_same(single, [array[i] for array in many])
     assert np.any(many.query[0] != many.query[1])

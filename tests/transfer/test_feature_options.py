@@ -28,8 +28,8 @@ def test_by_hand(options, expected):
 
 
 def test_lengths_whose_squares_are_out_of_range():
-    scaled = Z[:2] * np.float32([[1e30], [1e-30]])
-    expected = [[0.6, 0.8], [0.5**0.5, 0.5**0.5]]
+    scaled = Z * np.float32([[1e30], [1e-30], [1]])
+    expected = [[0.6, 0.8], [0.5**0.5, 0.5**0.5], [0, 0]]
     np.testing.assert_allclose(transform_features(scaled, l2=True), expected, rtol=1e-6)
 
 
@@ -41,9 +41,9 @@ def test_what_is_not_finite_has_no_direction():
 
 
 def test_half_precision_is_cast_up_first():
-    half = transform_features(np.float16([[1000, 1000]]), l2=True)
+    half = transform_features(np.float16([[1000, 1000]] * 3), l2=True)
     assert half.dtype == np.float32
-    np.testing.assert_allclose(half, [[0.5**0.5] * 2], rtol=1e-6)
+    np.testing.assert_allclose(half, [[0.5**0.5] * 2] * 3, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,16 @@ def test_ridge_equals_an_oracle(dim, regularization):
     assert np.any(other != predicted)
 
 
+def test_ridge_with_hardly_any_penalty():
+    """The centred Gram matrix is singular whatever the support, and float32 has 7 digits."""
+    for seed in range(8):
+        support, query = example(seed=seed)
+        x, ways = flat(support)
+        oracle = Ridge(alpha=1e-9).fit(x, np.eye(4)[ways])
+        expected = oracle.predict(query.astype(np.float64)).argmax(1)
+        assert np.mean(ridge(support, query, regularization=1e-9) == expected) > 0.98
+
+
 @pytest.mark.parametrize("head", [nearest_mean, ridge])
 def test_close_means_are_told_apart_at_a_large_norm(head):
     # Squared norms of 1e8 resolve 8; the distances here are of order 1.

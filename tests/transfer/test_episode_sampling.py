@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gc_nc.transfer import sample_episode, sample_episodes
+from gc_nc.transfer import episode_sampling, sample_episode, sample_episodes
 
 KEY = jax.random.key(0)
 SIZES = {"num_ways": 3, "num_shots": 2, "num_queries": 4}
@@ -100,6 +100,16 @@ def test_every_ordered_choice_of_classes_and_images_is_equally_likely():
         triples = collections.Counter(map(tuple, images.tolist()))
         assert len(triples) == 24
         assert chi_square(np.array(list(triples.values())), num / 24) < 49.7
+
+
+def test_random_bits_are_scaled_down_exactly():
+    """The high half of a product of 64 bits."""
+    rng = np.random.default_rng(0)
+    bits, counts = rng.integers(1, 2**32, 500), rng.integers(1, 2**31, 500)
+    bits[:2], counts[:3] = [0, 2**32 - 1], [2**31 - 1, 2**31 - 1, 1]
+    scaled = episode_sampling._scaled_down(bits.astype(np.uint32), counts.astype(np.uint32))
+    expected = [int(b) * int(c) >> 32 for b, c in zip(bits, counts, strict=True)]
+    np.testing.assert_array_equal(scaled, expected)
 
 
 def test_a_large_class_is_drawn_evenly_to_its_end():

@@ -93,6 +93,14 @@ def test_the_network_is_trained_and_not_the_head_alone():
     assert losses[-1] < losses[0] / 4
 
 
+def test_training_does_not_depend_on_the_size_of_embeddings():
+    _, losses = losses_of(EMBED, *example(), **KEYWORDS)
+    for scale in (1e-4, 1e4):
+        scaled = jax.tree_util.Partial(embed, jnp.float32(scale))
+        _, same = losses_of(scaled, *example(), **KEYWORDS)
+        np.testing.assert_allclose(same, losses, rtol=1e-4)
+
+
 def test_momentum_goes_further():
     arguments = EMBED, *example()
     _, plain = losses_of(*arguments, **KEYWORDS)

@@ -8,9 +8,9 @@
     python -m experiments.transfer --runs=DIR ...
 
 Source GC and NC, target NC, accuracy with its 95% half-width and the nearest-mean error bound, a
-line a setting; merged into DIR/transfer.json and drawn in DIR/figures/transfer_SPLIT.png. With
+line a setting; merged into DIR/transfer.json and drawn in DIR/figures/transfer_SPLIT_HEAD.png. With
 --runs, every run below DIR, at one step each: their ranks by source GC, and the rank correlation of
-source GC with target NC and with accuracy, in DIR/selection.json and DIR/selection.png.
+source GC with target NC and with accuracy, in DIR/selection_SPLIT_HEAD.json and .png.
 
 Exit codes: 0 done; 2 bad input, nothing was written; 130 stopped by Ctrl-C, what was measured so
 far is written.
@@ -48,7 +48,7 @@ _NUM_WAYS = flags.DEFINE_list("num_ways", ["5"], "Classes of an episode; several
 _NUM_SHOTS = flags.DEFINE_list("num_shots", ["1", "5"], "Support images of each class.")
 _NUM_QUERIES = flags.DEFINE_integer("num_queries", 15, "Query images of each class.", 1)
 _NUM_EPISODES = flags.DEFINE_integer("num_episodes", 2000, "Episodes of each setting.", 2)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the episodes.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the episodes.", 0, 2**32 - 1)
 _HEAD = flags.DEFINE_string("head", _DEFAULTS.head, ", ".join(run_evaluation.HEAD_NAMES))
 _FEATURES = flags.DEFINE_string(
     "features", _DEFAULTS.features, ", ".join(run_evaluation.FEATURE_OPTIONS)
@@ -91,7 +91,9 @@ def main(argv: list[str]) -> None:
         if _STEP.value == "all":
             raise InputError("--runs compares runs at one step each; give --step=latest or a step")
         workdirs = transfer_results.find_runs(Path(_RUNS.value).expanduser())
-    plans = [_plan(workdir, protocol, sizes) for workdir in workdirs]
+    datasets = {}
+    plans = [_plan(workdir, datasets, protocol, sizes) for workdir in workdirs]
+    transfer_results.check_comparable([run for run, _, _ in plans], protocol.split)
     records = _evaluate(plans, protocol)
     for record in records:
         print(transfer_results.table(record))
@@ -113,10 +115,10 @@ def _numbers(name: str, texts: list[str], least: int) -> list[int]:
 
 
 def _plan(
-    workdir: Path, protocol: Protocol, sizes: list[tuple[int, int]]
+    workdir: Path, datasets: dict, protocol: Protocol, sizes: list[tuple[int, int]]
 ) -> tuple[FinishedRun, tuple[int, ...], list[Task]]:
     """Whatever may be wrong with a run is found here, before any work."""
-    run = open_run(workdir, _DATA_DIR.value)
+    run = open_run(workdir, _DATA_DIR.value, datasets=datasets)
     steps = run.select_steps(_STEP.value)
     for step in steps:
         run.check_checkpoint(step)
@@ -149,10 +151,12 @@ def _evaluate(plans, protocol: Protocol) -> list[transfer_results.RunRecord]:
                     gc_examples=_GC_EXAMPLES.value,
                     gc_probes=_GC_PROBES.value,
                     report=report,
+                    save=lambda source, result, run=run, step=step: transfer_results.add_results(
+                        run.workdir, step, source, [result]
+                    ),
                 )
                 record.source[step] = source
                 record.results.extend(results)
-                transfer_results.add_results(run.workdir, step, source, results)
             transfer_results.draw(record, run, protocol)
             records.append(record)
     return records

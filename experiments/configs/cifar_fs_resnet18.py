@@ -2,8 +2,7 @@
 
 64 source, 16 validation and 20 target classes of CIFAR-100 (arXiv 1805.08136), all 600 images of
 each, divided by class name; a sixth of each source class is held out. Learning rate, batch size,
-schedule and length are ours: the paper's are not public. Not run yet by us: the data could not be
-downloaded where this was written.
+schedule and length are ours: the paper's are not public. Not run by us yet.
 
     python -m experiments.prepare --dataset=cifar100 --data_dir=DATA
     python -m experiments.train --config=experiments/configs/cifar_fs_resnet18.py \\

@@ -4,7 +4,7 @@
 600 images of each, resized to 84x84 once; a sixth of each source class is held out. DATA holds a
 folder a class, n01532829 and so on, with the 600 images of the published list; they may lie below
 train/, val/ and test/. Learning rate, batch size, schedule and length are ours: the paper's are not
-public. Not run yet by us: the images could not be downloaded where this was written.
+public. Not run by us yet.
 
     python -m experiments.train --config=experiments/configs/mini_imagenet_resnet18.py \\
         --config.data.data_dir=DATA --config.seed=0 --workdir=runs/mini_imagenet/0

@@ -7,7 +7,7 @@ with better few-shot accuracy, at a scale that fits two cores. DATA is an NPZ fi
     python -m experiments.train --config=experiments/configs/omniglot_transfer.py \\
         --config.data.data_dir=DATA --config.optimizer.learning_rate=0.03 --config.seed=0 \\
         --workdir=runs/omniglot/0.03_0
-    python -m experiments.transfer --workdir=runs/omniglot/0.03_0
+    python -m experiments.transfer --workdir=runs/omniglot/0.03_0 --num_ways=5,20 --num_shots=1,5
 """
 
 from ml_collections import ConfigDict

@@ -74,6 +74,12 @@ class TransferDataset(NamedTuple):
     target: ClassImages | None
 
 
+def held_class_names(data: TransferDataset) -> dict[str, tuple[str, ...]]:
+    """Names of the classes of each part that is kept from training."""
+    parts = {part: getattr(data, part) for part in HELD_PARTS}
+    return {part: images.class_names for part, images in parts.items() if images is not None}
+
+
 def needed_classes(split: ClassSplit) -> tuple[str, ...] | None:
     """Names of the classes that the split reads; None if that depends on the set."""
     if split.kind in PUBLISHED_SPLITS:

@@ -80,6 +80,11 @@ def make_dataset(
                 f"{name}: {present} class among the {split} labels; neural collapse compares at"
                 " least 2"
             )
+    if class_names is not None and len(class_names) != num_classes:
+        raise InputError(
+            f"{name}: num_classes={num_classes} but {len(class_names)} classes have names; leave"
+            " --config.data.num_classes out"
+        )
     if class_names is None:
         class_names = tuple(str(label) for label in range(num_classes))
     train, test = (

@@ -1,6 +1,7 @@
 """A folder of images a class, as mini-ImageNet comes; decoded and resized once, then cached."""
 
 import contextlib
+import difflib
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from absl import logging
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from gc_nc.errors import InputError
@@ -19,7 +20,9 @@ from gc_nc.errors import InputError
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
-def find_images(folder: Path, classes: Sequence[str] | None = None) -> dict[str, list[Path]]:
+def find_images(
+    folder: Path, classes: Sequence[str] | None = None, images_per_class: int | None = None
+) -> dict[str, list[Path]]:
     """{class: its image files, by name}; the folder that an image lies in is its class.
 
     So that folders of classes may also lie below train/, val/ and test/, which are merged.
@@ -27,27 +30,46 @@ def find_images(folder: Path, classes: Sequence[str] | None = None) -> dict[str,
     Args:
       folder: of the set.
       classes: whose images are wanted; None for all.
+      images_per_class: what each must have; None for any number.
 
     Raises:
-      InputError: no such folder, or no images in it.
+      InputError: no such folder, no images in it, a class that is missing or has another number.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; it should hold a folder of images a class")
-    wanted = None if classes is None else set(classes)
     found: dict[str, list[Path]] = {}
+    seen = set()
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        name = os.path.basename(place)
-        if place == str(folder) or (wanted is not None and name not in wanted):
+        # A link to a folder above would be walked for ever.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
             continue
-        images = [Path(place, file) for file in files if Path(file).suffix.lower() in _SUFFIXES]
+        seen.add(real)
+        if place == str(folder):
+            continue
+        images = [
+            Path(place, file)
+            for file in files
+            if Path(file).suffix.lower() in _SUFFIXES and not file.startswith(".")
+        ]
         if images:
-            found.setdefault(name, []).extend(images)
+            found.setdefault(os.path.basename(place), []).extend(images)
     if not found:
-        whose = "" if wanted is None else " of the classes that are needed"
-        raise InputError(
-            f"{folder} holds no folders of images{whose} ({', '.join(sorted(_SUFFIXES))})"
-        )
+        raise InputError(f"{folder} holds no folders of images ({', '.join(sorted(_SUFFIXES))})")
+    for name in classes or ():
+        if name not in found:
+            near = difflib.get_close_matches(name, found, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {len(found)} others"
+            raise InputError(f"{folder} has no folder of images {name!r}{hint}")
+    if classes is not None:
+        found = {name: found[name] for name in classes}
+    for name, files in found.items():
+        if len(files) != (images_per_class or len(files)):
+            raise InputError(
+                f"class {name!r} in {folder} has {len(files)} images; {images_per_class} are needed"
+            )
     return {name: sorted(found[name], key=lambda path: path.name) for name in sorted(found)}
 
 
@@ -55,6 +77,7 @@ def read_image_folder(
     folder: Path,
     image_size: int,
     classes: Sequence[str] | None = None,
+    images_per_class: int | None = None,
     check_fits: Callable[[int], None] = lambda num_bytes: None,
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Images (N, size, size, 3) uint8, labels (N,) and class names.
@@ -67,12 +90,13 @@ def read_image_folder(
       folder: of the set.
       image_size: height and width to resize to.
       classes: as in `find_images`.
+      images_per_class: as there.
       check_fits: called with the number of bytes before any image is decoded.
 
     Raises:
       InputError: as `find_images`; a file that is no image; what `check_fits` raises.
     """
-    found = find_images(folder, classes)
+    found = find_images(folder, classes, images_per_class)
     paths = [path for files in found.values() for path in files]
     labels = np.repeat(np.arange(len(found)), [len(files) for files in found.values()])
     check_fits(len(paths) * image_size**2 * 3)
@@ -94,8 +118,11 @@ def read_image_folder(
 def _resized(path: Path, size: int) -> np.ndarray:
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                # PIL would cut them off at 255.
+                raise InputError(f"{path} has pixels of more than 8 bits; save it with 8")
             return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
-    except (OSError, UnidentifiedImageError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} is no image that can be read ({error}); remove it") from error
 
 

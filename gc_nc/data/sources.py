@@ -32,6 +32,7 @@ def load_dataset(
     memory_limit_gib: float | None = None,
     image_size: int | None = None,
     classes: Sequence[str] | None = None,
+    images_per_class: int | None = None,
     holdout: float = 0.2,
     holdout_seed: int = 0,
 ) -> ImageDataset:
@@ -46,6 +47,7 @@ def load_dataset(
       memory_limit_gib: what the images may take; by default half of what is free on the device.
       image_size: height and width that the images of an image folder are resized to.
       classes: of an image folder, which to read; None for all.
+      images_per_class: of an image folder, what each class must have; None for any number.
       holdout: of an image folder, the share of each class that is its test split.
       holdout_seed: of the images that are held out.
 
@@ -79,7 +81,9 @@ def load_dataset(
             raise InputError(
                 "data source 'image_folder' needs a size: set --config.data.image_size, as in 84"
             )
-        return _load_image_folder(*where, image_size, classes, holdout, holdout_seed)
+        return _load_image_folder(
+            *where, image_size, classes, images_per_class, holdout, holdout_seed
+        )
     return _LOADERS[source](*where)
 
 
@@ -245,9 +249,11 @@ def _load_npz(name, path, num_classes, check_fits) -> ImageDataset:
 
 
 def _load_image_folder(
-    name, folder, num_classes, check_fits, image_size, classes, holdout, seed
+    name, folder, num_classes, check_fits, image_size, classes, images_per_class, holdout, seed
 ) -> ImageDataset:
-    images, labels, class_names = read_image_folder(folder, image_size, classes, check_fits)
+    images, labels, class_names = read_image_folder(
+        folder, image_size, classes, images_per_class, check_fits
+    )
     parts = hold_out(labels, class_names, holdout, seed)
     train, test = ((images[rows], labels[rows]) for rows in parts)
     return make_dataset(name, train, test, num_classes or len(class_names), class_names)

@@ -323,7 +323,7 @@ def _block_statistics(
         about_centers = sum_of_squares(deviations)
         shifts = counts * jnp.sum(corrections**2, axis=1)
         squares = jax.lax.cond(
-            jnp.any(shifts > 0.9 * about_centers),
+            jnp.any(shifts > 0.5 * about_centers),
             lambda: sum_of_squares(centred()),
             lambda: about_centers - shifts,
         )

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from ml_collections import ConfigDict
 
-from gc_nc.data.class_splits import HELD_PARTS, ClassImages
+from gc_nc.data.class_splits import HELD_PARTS, ClassImages, TransferDataset, held_class_names
 from gc_nc.data.datasets import ImageDataset
 from gc_nc.data.device_batches import Normalization
 from gc_nc.errors import InputError
@@ -128,12 +129,18 @@ class FinishedRun:
             raise InputError(f"{self.workdir} has no checkpoint of step {step}; it has {there}")
 
 
-def open_run(workdir: Path, data_dir: str | None = None) -> FinishedRun:
+def open_run(
+    workdir: Path,
+    data_dir: str | None = None,
+    *,
+    datasets: dict[str, TransferDataset] | None = None,
+) -> FinishedRun:
     """Opens the directory of a run that left a checkpoint; writes nothing.
 
     Args:
       workdir: of the run.
       data_dir: where its data are now; default where they were.
+      datasets: of runs opened before, so that runs on the same data share them; gains this one.
 
     Raises:
       InputError: no such folder, no run or no checkpoint in it, files that cannot be read, or data
@@ -151,9 +158,14 @@ def open_run(workdir: Path, data_dir: str | None = None) -> FinishedRun:
         if data_dir is not None:
             config.data.data_dir = data_dir
     facts, normalization = _read_data_facts(workdir / "metadata.json")
-    data = load_run_data(config)
+    key = json.dumps(config.data.to_dict(), sort_keys=True)
+    data = datasets.get(key) if datasets is not None else None
+    if data is None:
+        data = load_run_data(config)
+        if datasets is not None:
+            datasets[key] = data
     dataset = data.source
-    _check_same_data(workdir, facts, dataset)
+    _check_same_data(workdir, facts, data)
     model = build_model(
         config.model.name,
         dataset.num_classes,
@@ -235,21 +247,28 @@ def _read_data_facts(path: Path) -> tuple[dict[str, Any], Normalization]:
         facts = metadata["data"]
         fields = facts["normalization"]
         normalization = Normalization(tuple(fields["mean"]), tuple(fields["std"]))
-        kept = ("num_train", "num_test", "num_classes", "image_shape")
-        return {name: facts[name] for name in kept}, normalization
+        kept = ("num_train", "num_test", "num_classes", "image_shape", "class_names")
+        held = {"held_class_names": facts.get("held_class_names")}
+        return {name: facts[name] for name in kept} | held, normalization
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} lacks what was noted of the data ({error!r})") from error
 
 
-def _check_same_data(workdir: Path, facts: dict[str, Any], dataset: ImageDataset) -> None:
+def _check_same_data(workdir: Path, facts: dict[str, Any], data: TransferDataset) -> None:
+    dataset = data.source
     here = {
         "num_train": len(dataset.train.labels),
         "num_test": len(dataset.test.labels),
         "num_classes": dataset.num_classes,
         "image_shape": list(dataset.train.images.shape[1:]),
+        "class_names": list(dataset.class_names),
     }
+    # Earlier runs did not note it.
+    if facts["held_class_names"] is not None:
+        held = held_class_names(data)
+        here["held_class_names"] = {part: list(names) for part, names in held.items()}
     differing = [
-        f"{name} is {value} now and was {facts[name]}"
+        f"{name} is {_short(value)} now and was {_short(facts[name])}"
         for name, value in here.items()
         if value != facts[name]
     ]
@@ -258,3 +277,8 @@ def _check_same_data(workdir: Path, facts: dict[str, Any], dataset: ImageDataset
             f"the data are not those that {workdir} was trained on: {'; '.join(differing)};"
             " name the right ones with --data_dir"
         )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 120 else f"{text[:120]}..."

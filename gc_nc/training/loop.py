@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gc_nc.compilation import jit_for_device
+from gc_nc.data.class_splits import TransferDataset, held_class_names
 from gc_nc.data.datasets import ImageDataset
 from gc_nc.data.device_batches import (
     Augmentation,
@@ -67,7 +68,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     run_directory.check_run_directory(workdir, config)
     if (results := run_directory.read_results(workdir)) is not None:
         return results
-    run = _Run(config, workdir, load_run_data(config).source)
+    run = _Run(config, workdir, load_run_data(config))
     run_directory.create_run_directory(workdir, config, run.data_facts())
     results = run.until_done()
     # Last: it is what marks the run as finished.
@@ -78,10 +79,11 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 class _Run:
     """What one run holds fixed: data on the device, compiled steps, its place in a directory."""
 
-    def __init__(self, config: ConfigDict, workdir: Path, dataset: ImageDataset):
+    def __init__(self, config: ConfigDict, workdir: Path, divided: TransferDataset):
         self._config = config
         self._workdir = workdir
-        self._dataset = dataset
+        self._dataset = dataset = divided.source
+        self._held_names = held_class_names(divided)
         images = dataset.train.images
         data = config.data
         if 2 * data.crop_padding > min(images.shape[1:3]):
@@ -122,6 +124,7 @@ class _Run:
             "image_shape": dataset.train.images.shape[1:],
             "num_classes": dataset.num_classes,
             "class_names": dataset.class_names,
+            "held_class_names": self._held_names,
             # The units of geometric complexity: inputs are (pixel / 255 - mean) / std.
             "normalization": self._normalization._asdict(),
             "gc_examples": {split: len(subset) for split, subset in self._subsets.items()},

@@ -34,6 +34,7 @@ def load_run_data(config: ConfigDict) -> TransferDataset:
         memory_limit_gib=data.memory_limit_gib,
         image_size=data.image_size,
         classes=needed_classes(split),
+        images_per_class=classes.images_per_class,
         holdout=data.holdout,
         holdout_seed=classes.seed,
     )

@@ -164,7 +164,9 @@ def mean_confidence_interval(accuracies: Sequence[float] | Array) -> tuple[float
     mean = float(np.mean(values))
     if values.size == 1:
         return mean, math.nan
-    return mean, float(1.96 * np.std(values, ddof=1) / math.sqrt(values.size))
+    # An infinite value, as an NC may be, has no deviation: NaN, without a warning.
+    with np.errstate(invalid="ignore"):
+        return mean, float(1.96 * np.std(values, ddof=1) / math.sqrt(values.size))
 
 
 def _episodes_at_once(embeddings, support, query):

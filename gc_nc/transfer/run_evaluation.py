@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import warnings
 import zipfile
 import zlib
@@ -14,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from gc_nc import metrics
 from gc_nc.compilation import jit_for_device
@@ -113,6 +115,11 @@ def sample_tasks(
             raise InputError(f"{name}={value!r} is not one of {', '.join(allowed)}")
     if protocol.head == FINE_TUNING and protocol.features != "none":
         raise InputError("head=fine_tuning works on images; leave features at none")
+    if not 0 <= protocol.fine_tuning_learning_rate < math.inf:
+        raise InputError(
+            f"fine_tuning_learning_rate={protocol.fine_tuning_learning_rate} must be 0 or more and"
+            " finite"
+        )
     if not 0 < protocol.regularization < math.inf:
         raise InputError(f"regularization={protocol.regularization} must be above 0 and finite")
     key = jax.random.key(protocol.seed, impl="threefry2x32")
@@ -160,6 +167,7 @@ def evaluate_checkpoint(
     gc_examples: int,
     gc_probes: int,
     report: Callable[[str], None] = lambda part: None,
+    save: Callable[[dict[str, float], dict[str, Any]], None] = lambda source, result: None,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Source metrics of a checkpoint, and a result a task.
 
@@ -175,6 +183,7 @@ def evaluate_checkpoint(
       gc_examples: random source training images on which GC is estimated.
       gc_probes: Jacobian products an example of these.
       report: called with what was just done.
+      save: called with the source metrics and each result as soon as it is there.
 
     Returns:
       source: accuracy (held-out images of the source classes), geometric_complexity and its _sem,
@@ -191,7 +200,8 @@ def evaluate_checkpoint(
     cache = run.workdir / "transfer_cache"
     parameters = _checksum(jax.tree.leaves(variables), repr(run.normalization))
 
-    source_key = (parameters, _checksum(run.dataset.train), gc_examples, gc_probes)
+    data = _checksum([*run.dataset.train, *run.dataset.test])
+    source_key = (parameters, data, gc_examples, gc_probes)
     stored = _cached(
         cache / f"source_{step}.npz",
         source_key,
@@ -245,6 +255,7 @@ def evaluate_checkpoint(
                 "num_images": len(images.labels),
             }
         )
+        save(source, results[-1])
         report(f"{task.num_ways}-way {task.num_shots}-shot")
     return source, results
 
@@ -404,9 +415,12 @@ def _cached(
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
     arrays = compute()
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("wb") as file:
-        np.savez(file, key=expected, **arrays)
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with temporary.open("wb") as file:
+            np.savez(file, key=expected, **arrays)
+        temporary.replace(path)
+    except OSError as error:
+        logging.warning("%s was not written (%s): it is computed again next time", path, error)
     return arrays

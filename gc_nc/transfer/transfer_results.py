@@ -1,10 +1,13 @@
 """transfer.json of a run, its table and picture, and the ranking of several runs."""
 
+import fcntl
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from gc_nc.errors import InputError
@@ -15,7 +18,7 @@ from gc_nc.training.run_directory import (
     to_json,
     write_atomically,
 )
-from gc_nc.transfer.run_evaluation import Protocol
+from gc_nc.transfer.run_evaluation import SPLITS, Protocol
 from gc_nc.transfer.selection import rank_correlation
 from gc_nc.transfer.transfer_figures import draw_checkpoints, draw_runs
 
@@ -47,6 +50,8 @@ def read_results(workdir: Path) -> dict[str, Any]:
     """
     if not os.access(workdir, os.W_OK | os.X_OK):
         raise InputError(f"workdir {workdir} cannot be written to, and the results go there")
+    if (workdir / "figures").exists() and not os.access(workdir / "figures", os.W_OK | os.X_OK):
+        raise InputError(f"{workdir / 'figures'} cannot be written to, and the pictures go there")
     path = workdir / "transfer.json"
     if not path.exists():
         return {"source": {}, "results": []}
@@ -59,18 +64,30 @@ def read_results(workdir: Path) -> dict[str, Any]:
 def add_results(
     workdir: Path, step: int, source: dict[str, float], results: Sequence[dict[str, Any]]
 ) -> Path:
-    """Merges what was measured at a step into transfer.json, whose other results stay."""
-    stored = read_results(workdir)
-    stored["source"][str(step)] = source
-    new = {_identity(result) for result in results}
-    kept = [result for result in stored["results"] if _identity(result) not in new]
-    merged = {
-        "source": {name: stored["source"][name] for name in sorted(stored["source"], key=int)},
-        "results": [*kept, *results],
-    }
+    """Merges what was measured at a step into transfer.json, whose other results stay.
+
+    Source metrics from more GC examples are not replaced by those from fewer.
+    """
     path = workdir / "transfer.json"
-    write_atomically(path, to_json(merged))
+    # Commands with other heads may run at the same time.
+    with (workdir / ".transfer.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stored = read_results(workdir)
+        before = stored["source"].get(str(step))
+        if before is None or _precision(before) <= _precision(source):
+            stored["source"][str(step)] = source
+        new = {_identity(result) for result in results}
+        kept = [result for result in stored["results"] if _identity(result) not in new]
+        merged = {
+            "source": {name: stored["source"][name] for name in sorted(stored["source"], key=int)},
+            "results": [*kept, *results],
+        }
+        write_atomically(path, to_json(merged))
     return path
+
+
+def _precision(source: Mapping[str, float]) -> tuple[float, float]:
+    return source["gc_examples"], source["gc_probes"]
 
 
 def _identity(result: Mapping[str, Any]) -> tuple:
@@ -87,7 +104,7 @@ def draw(record: RunRecord, run: FinishedRun, protocol: Protocol) -> Path:
         if {key: result[key] for key in Protocol._fields if key in result} == facts
     ]
     source = {int(step): values for step, values in stored["source"].items()}
-    path = record.workdir / "figures" / f"transfer_{protocol.split}.png"
+    path = record.workdir / "figures" / f"transfer_{_file_part(protocol)}.png"
     title = f"{run.config.model.name} on {run.dataset.name}, {_described(protocol)}"
     draw_checkpoints(source, results, path, title)
     return path
@@ -119,10 +136,12 @@ def find_runs(folder: Path) -> list[Path]:
     """The runs right below a folder.
 
     Raises:
-      InputError: no folder, or fewer than 3 runs.
+      InputError: no folder, one that cannot be written to, or fewer than 3 runs.
     """
     if not folder.is_dir():
         raise InputError(f"runs {folder} is no folder; name one that holds directories of runs")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"runs {folder} cannot be written to, and the ranking goes there")
     runs = sorted(path.parent for path in folder.glob("*/config.json"))
     if len(runs) < 3:
         raise InputError(f"{folder} holds {len(runs)} runs; a ranking needs at least 3")
@@ -130,10 +149,14 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def rank_runs(records: Sequence[RunRecord], folder: Path, protocol: Protocol) -> str:
-    """Ranks runs by source GC, lowest first; writes selection.json and selection.png.
+    """Ranks runs by source GC, lowest first; writes selection_SPLIT_HEAD.json and .png.
 
     Returns:
-      The table and the correlations, to print.
+      The table and the correlations, to print. Runs whose GC or target NC is NaN are named and left
+      out.
+
+    Raises:
+      InputError: fewer than 3 runs are left.
     """
     groups = _groups([record.workdir for record in records])
     runs = []
@@ -158,7 +181,18 @@ def rank_runs(records: Sequence[RunRecord], folder: Path, protocol: Protocol) ->
                 },
             }
         )
-    runs.sort(key=lambda run: run["source_geometric_complexity"])
+    ranked = [
+        run
+        for run in runs
+        if not math.isnan(run["source_geometric_complexity"] + run["target_neural_collapse"])
+    ]
+    left_out = [run["run"] for run in runs if run not in ranked]
+    if len(ranked) < 3:
+        raise InputError(
+            f"{folder}: GC or target NC is NaN in {', '.join(left_out)}; {len(ranked)} runs are"
+            " left and a ranking needs 3"
+        )
+    runs = sorted(ranked, key=lambda run: run["source_geometric_complexity"])
     gc = [run["source_geometric_complexity"] for run in runs]
     against = {"target NC": [run["target_neural_collapse"] for run in runs]}
     for task in runs[0]["accuracy"]:
@@ -169,9 +203,10 @@ def rank_runs(records: Sequence[RunRecord], folder: Path, protocol: Protocol) ->
         "runs": runs,
         "spearman_of_source_gc": {name: c._asdict() for name, c in correlations.items()},
     }
-    write_atomically(folder / "selection.json", to_json(written))
+    path = folder / f"selection_{_file_part(protocol)}.json"
+    write_atomically(path, to_json(written))
     title = f"Source GC of {len(runs)} runs and transfer, {_described(protocol)}"
-    draw_runs(runs, folder / "selection.png", title)
+    draw_runs(runs, path.with_suffix(".png"), title)
     tasks = list(runs[0]["accuracy"])
     width = max(len(run["run"]) for run in runs)
     lines = [
@@ -184,10 +219,15 @@ def rank_runs(records: Sequence[RunRecord], folder: Path, protocol: Protocol) ->
             f" {run['source_accuracy']:11.4f} {run['target_neural_collapse']:10.4g}"
             + "".join(f" {run['accuracy'][task][0]:14.4f}" for task in tasks)
         )
-    lines.append("Spearman's rho of source GC over runs, 95% bootstrap interval:")
+    if left_out:
+        lines.append(f"left out, GC or target NC is NaN: {', '.join(left_out)}")
+    lines.append(
+        "Spearman's rho of source GC over runs, 95% bootstrap interval (too narrow where runs"
+        " differ only in their seed):"
+    )
     for name, c in correlations.items():
         lines.append(f"  with {name:22} {c.rho:6.2f}  [{c.low:.2f}, {c.high:.2f}]")
-    lines.append(f"written: {folder / 'selection.json'} and {folder / 'selection.png'}")
+    lines.append(f"written: {path} and {path.with_suffix('.png')}")
     return "\n".join(lines)
 
 
@@ -203,6 +243,36 @@ def _groups(workdirs: Sequence[Path]) -> list[str]:
         ", ".join(f"{key.rpartition('.')[2]}={config[key]}" for key in differing) or "all"
         for config in configs
     ]
+
+
+def check_comparable(runs: Sequence[FinishedRun], split: str) -> None:
+    """Runs may be ranked if episodes, classes and the units of their inputs are the same.
+
+    Raises:
+      InputError: names the first two that differ, and in what.
+    """
+    first, part = runs[0], SPLITS[split]
+    for run in runs[1:]:
+        there, here = first.held_classes[part], run.held_classes[part]
+        differing = [
+            what
+            for what, same in (
+                (f"{split} classes", there.class_names == here.class_names),
+                (f"images of the {split} classes", np.array_equal(there.labels, here.labels)),
+                ("normalization of the inputs", first.normalization == run.normalization),
+            )
+            if not same
+        ]
+        if differing:
+            raise InputError(
+                f"{first.workdir} and {run.workdir} differ in the {differing[0]}, so their GC and"
+                " accuracy do not compare; keep such runs in folders of their own"
+            )
+
+
+def _file_part(protocol: Protocol) -> str:
+    features = "" if protocol.features == "none" else f"_{protocol.features}"
+    return f"{protocol.split}_{protocol.head}{features}"
 
 
 def _described(protocol: Protocol) -> str:

@@ -178,6 +178,12 @@ def test_bad_splits_are_one_line(split, message):
     assert "\n" not in str(error.value)
 
 
+def test_names_that_do_not_number_the_classes_are_refused():
+    images, labels = labelled(np.arange(14) % 7)
+    with pytest.raises(InputError, match="num_classes=9 but 7 classes have names"):
+        make_dataset("animals", (images, labels), (images, labels), 9, NAMES)
+
+
 def test_a_class_of_one_image_cannot_be_held_out():
     with pytest.raises(InputError, match="class 'b' has 1 image"):
         hold_out(np.array([0, 0, 1]), "ab", 0.5, 0)

@@ -56,8 +56,8 @@ def test_folders_of_parts_are_merged_and_others_left_alone(tmp_path):
     _, labels, names = read_image_folder(tmp_path, 4)
     assert names == ("a", "b", "c")
     assert np.bincount(labels).tolist() == [3, 6, 3]
-    _, labels, names = read_image_folder(tmp_path, 4, classes=("c", "a", "z"))
-    assert names == ("a", "c")
+    _, labels, names = read_image_folder(tmp_path, 4, classes=("c", "a"))
+    assert names == ("c", "a")
     assert np.bincount(labels).tolist() == [3, 3]
 
 
@@ -116,7 +116,12 @@ def test_without_a_class_split_a_share_of_each_class_is_the_test_split(tmp_path)
     [
         (lambda root: None, {}, "holds no folders of images"),
         (lambda root: write_folder(root, ["a", "b"]), {"image_size": None}, "needs a size"),
-        (lambda root: write_folder(root, ["a", "b"]), {"classes": ("x",)}, "that are needed"),
+        (
+            lambda root: write_folder(root, ["a", "b"]),
+            {"classes": ("a", "bb")},
+            "'bb'; did you mean 'b'",
+        ),
+        (lambda root: write_folder(root, ["a", "b"]), {"images_per_class": 4}, "has 3 images; 4"),
         (lambda root: write_folder(root, ["a", "b"]), {"memory_limit_gib": 1e-9}, "GiB fits"),
         (lambda root: write_folder(root, ["a", "b"], 1), {}, "class 'a' has 1 image"),
         (lambda root: root.rmdir(), {}, "is not a folder"),
@@ -131,8 +136,26 @@ def test_bad_folders_are_one_line(tmp_path, make, options, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_no_image_is_named(tmp_path):
+@pytest.mark.parametrize("kind", ["text", "cut off", "damaged", "16 bits"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, kind):
     write_folder(tmp_path, ["a", "b"])
-    (tmp_path / "b" / "2.png").write_bytes(b"not a png")
-    with pytest.raises(InputError, match=r"b/2\.png is no image"):
+    path = tmp_path / "b" / "2.png"
+    content = path.read_bytes()
+    if kind == "16 bits":
+        Image.fromarray(np.full((4, 4), 20_000, np.uint16)).save(path)
+    else:
+        # The second chunk's length in the third case.
+        damaged = content[:33] + b"\xff\xff\xff\xff" + content[37:]
+        path.write_bytes({"text": b"not a png", "cut off": content[:45], "damaged": damaged}[kind])
+    with pytest.raises(InputError, match=r"b/2\.png (is no image|has pixels of more)") as error:
         read_image_folder(tmp_path, 4)
+    assert "\n" not in str(error.value)
+
+
+def test_hidden_files_and_links_back_are_passed_over(tmp_path):
+    write_folder(tmp_path, ["a", "b"])
+    (tmp_path / "a" / "._0.png").write_bytes(b"a note of the file system")
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    _, labels, names = read_image_folder(tmp_path, 4)
+    assert names == ("a", "b")
+    assert np.bincount(labels).tolist() == [3, 3]

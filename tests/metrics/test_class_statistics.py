@@ -169,6 +169,15 @@ def test_spread_does_not_cancel_about_a_far_centre(apart):
     np.testing.assert_allclose(stats.variances[0], z.astype(float).var(0).sum(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("times", [0.8, 1.5, 3.0])
+def test_spread_about_a_centre_a_few_deviations_away(times):
+    # The first row is the centre of its batch: |c - mu|^2 is so many times the variance.
+    z = np.random.default_rng(0).normal(size=(2048, 4)).astype(np.float32)
+    z[0] = times**0.5
+    stats = update_jitted(init_class_statistics(1, 4), z, np.zeros(2048, int))
+    np.testing.assert_allclose(stats.variances[0], z.astype(float).var(0).sum(), rtol=5e-6)
+
+
 def test_scatter_is_computed_in_full_precision():
     stats = init_class_statistics(C, K, scatter=True)
     z, labels, _ = example()

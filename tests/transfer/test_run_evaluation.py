@@ -86,8 +86,7 @@ def test_equals_embeddings_and_statistics_by_hand(runs):
     np.testing.assert_allclose(result["target_neural_collapse"], np.mean(pairs), rtol=1e-3)
     # All three target classes are in each episode.
     np.testing.assert_allclose(result["episode_neural_collapse"], np.mean(pairs), rtol=1e-3)
-    bound = min(1, 16 * 2 * (1 + 2 / 2) * np.mean(pairs))
-    np.testing.assert_allclose(result["nearest_mean_error_bound"], bound, rtol=1e-3)
+    assert result["nearest_mean_error_bound"] == 1
     accuracies = [
         np.mean(
             np.asarray(nearest_mean_predictions(z[s], z[q.ravel()]))
@@ -99,6 +98,19 @@ def test_equals_embeddings_and_statistics_by_hand(runs):
     np.testing.assert_allclose(result["error"], 1 - result["accuracy"])
     assert source["num_classes"] == 3
     assert source["geometric_complexity"] > 0
+
+
+def test_the_bound_is_of_each_episode_by_its_ways_and_shots(runs, monkeypatch):
+    run = open_run(runs / "seed_0")
+    cdnv = np.array([[np.nan, 1, 2], [1, np.nan, 4], [2, 4, np.nan]], np.float32) * 1e-3
+    monkeypatch.setattr(run_evaluation, "_target_collapse", lambda *a: (np.float32(0.5), cdnv))
+    (_, results), tasks = evaluate(run, sizes=((2, 1), (2, 4)))
+    for result, task in zip(results, tasks, strict=True):
+        pairs = cdnv[task.episodes.classes[:, 0], task.episodes.classes[:, 1]].astype(float)
+        assert len(set(pairs)) == 3
+        bounds = np.minimum(1, 16 * 1 * (1 + 2 / task.num_shots) * pairs)
+        np.testing.assert_allclose(result["nearest_mean_error_bound"], bounds.mean(), rtol=1e-5)
+        np.testing.assert_allclose(result["episode_neural_collapse"], pairs.mean(), rtol=1e-5)
 
 
 def test_cached_embeddings_serve_until_the_parameters_change(runs, monkeypatch):
@@ -114,7 +126,6 @@ def test_cached_embeddings_serve_until_the_parameters_change(runs, monkeypatch):
     assert evaluate(run)[0] == first
     assert len(computed) == 1
     # The cache of other parameters, as after a run that was trained anew.
-    cache.write_bytes((runs / "seed_0" / "transfer_cache" / "test_4.npz").read_bytes())
     evaluate(run, step=2)
     cache.write_bytes(cache.with_name("test_2.npz").read_bytes())
     assert evaluate(run)[0] == first
@@ -168,7 +179,9 @@ def test_results_are_merged_and_drawn(runs, capsys):
         (4, 1),
         (4, 2),
     ]
-    assert (workdir / "figures" / "transfer_test.png").read_bytes().startswith(b"\x89PNG")
+    assert (
+        (workdir / "figures" / "transfer_test_nearest_mean.png").read_bytes().startswith(b"\x89PNG")
+    )
     assert "3-way 2-shot" in capsys.readouterr().out
     command(workdir=str(workdir), num_shots=["1"])
     again = transfer_results.read_results(workdir)
@@ -186,13 +199,90 @@ def test_results_are_merged_and_drawn(runs, capsys):
 
 def test_runs_are_ranked_by_source_gc(runs, capsys):
     command(runs=str(runs))
-    selection = json.loads((runs / "selection.json").read_text())
+    selection = json.loads((runs / "selection_test_nearest_mean.json").read_text())
     gc = [run["source_geometric_complexity"] for run in selection["runs"]]
     assert gc == sorted(gc)
     assert {run["run"] for run in selection["runs"]} == {"seed_0", "seed_1", "seed_2"}
     assert set(selection["spearman_of_source_gc"]) == {"target NC", "accuracy, 3-way 1-shot"}
-    assert (runs / "selection.png").read_bytes().startswith(b"\x89PNG")
+    assert (runs / "selection_test_nearest_mean.png").read_bytes().startswith(b"\x89PNG")
     assert "Spearman" in capsys.readouterr().out
+
+
+def test_runs_without_a_number_are_named_and_left_out(runs, tmp_path):
+    config = open_run(runs / "seed_0").config
+    result = {"num_ways": 3, "num_shots": 1, "accuracy": 0.5, "accuracy_half_width": 0.1}
+
+    def record(name, nc):
+        workdir = tmp_path / name
+        workdir.mkdir(exist_ok=True)
+        shutil.copy(runs / "seed_0" / "config.json", workdir)
+        source = {
+            "geometric_complexity": 1 + nc,
+            "geometric_complexity_sem": 0.1,
+            "neural_collapse": 0.1,
+            "accuracy": 0.9,
+        }
+        results = [{**result, "target_neural_collapse": nc}]
+        return transfer_results.RunRecord(workdir, config, {4: source}, results)
+
+    records = [record(name, nc) for name, nc in (("a", 1.0), ("dead", np.nan), ("b", 2.0))]
+    with pytest.raises(InputError, match="NaN in dead; 2 runs are left"):
+        transfer_results.rank_runs(records, tmp_path, Protocol())
+    text = transfer_results.rank_runs([*records, record("c", 3.0)], tmp_path, Protocol())
+    assert "left out, GC or target NC is NaN: dead" in text
+    assert "1.00" in text
+
+
+def test_each_result_is_saved_before_the_next_begins(runs, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    shutil.copytree(runs / "seed_2", workdir)
+    measure = run_evaluation._accuracies
+
+    def interrupted(*arguments):
+        if arguments[5].num_shots == 2:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(run_evaluation, "_accuracies", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        command(workdir=str(workdir), num_shots=["1", "2"])
+    assert [r["num_shots"] for r in transfer_results.read_results(workdir)["results"]] == [1]
+
+
+def test_source_metrics_of_more_examples_stay(tmp_path):
+    for examples, gc in ((1000, 1.0), (10, 2.0), (1000, 3.0)):
+        source = {"geometric_complexity": gc, "gc_examples": examples, "gc_probes": 4}
+        transfer_results.add_results(tmp_path, 4, source, [])
+    assert transfer_results.read_results(tmp_path)["source"]["4"]["geometric_complexity"] == 3
+    transfer_results.add_results(tmp_path, 4, source | {"gc_examples": 10}, [])
+    assert transfer_results.read_results(tmp_path)["source"]["4"]["gc_examples"] == 1000
+
+
+def test_other_classes_than_those_of_the_run_are_refused(runs, tmp_path):
+    """Data of the same counts whose classes have other names: a trained class could be a target."""
+    workdir = tmp_path / "run"
+    shutil.copytree(runs / "seed_2", workdir)
+    metadata = json.loads((workdir / "metadata.json").read_text())
+    assert set(metadata["data"]["held_class_names"]) == {"val", "target"}
+    for key in ("class_names", "held_class_names"):
+        changed = json.loads(json.dumps(metadata))
+        names = changed["data"][key]
+        (names if key == "class_names" else names["target"])[0] = "other"
+        (workdir / "metadata.json").write_text(json.dumps(changed))
+        with pytest.raises(InputError, match=f"are not those.*{key} is"):
+            open_run(workdir)
+
+
+def test_runs_on_other_classes_are_not_ranked_together(runs, tmp_path):
+    first = open_run(runs / "seed_0")
+    images = first.held_classes["target"]
+    for other, message in (
+        ({"normalization": first.normalization._replace(std=(1.0,))}, "normalization"),
+        ({"held_classes": {"target": images._replace(class_names=("a", "b", "c"))}}, "classes"),
+        ({"held_classes": {"target": images._replace(labels=images.labels[::-1])}}, "images of"),
+    ):
+        with pytest.raises(InputError, match=f"differ in the .*{message}"):
+            transfer_results.check_comparable([first, dataclasses.replace(first, **other)], "test")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +293,7 @@ def test_runs_are_ranked_by_source_gc(runs, capsys):
         ({"num_ways": ["1"]}, "--num_ways=1 must be numbers of at least 2"),
         ({"num_ways": ["x"]}, "--num_ways=x must be numbers"),
         ({"num_shots": []}, "--num_shots= must be numbers"),
-        ({"split": "train"}, "split='train' must be test or val|split='train' must be val or test"),
+        ({"split": "train"}, "split='train' must be test or val"),
         ({"head": "svm"}, "head='svm' is not one of nearest_mean"),
         ({"features": "pca"}, "features='pca' is not one of none"),
         ({"head": "ridge", "regularization": 0.0}, "regularization=0.0 must be above 0"),

@@ -62,7 +62,7 @@ def read_results(workdir: Path) -> dict[str, Any]:
 
 
 def add_results(
-    workdir: Path, step: int, source: dict[str, float], results: Sequence[dict[str, Any]]
+    workdir: Path, step: int, source: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
 ) -> Path:
     """Merges what was measured at a step into transfer.json, whose other results stay.
 
@@ -86,7 +86,7 @@ def add_results(
     return path
 
 
-def _precision(source: Mapping[str, float]) -> tuple[float, float]:
+def _precision(source: Mapping[str, Any]) -> tuple[float | int, float | int]:
     return source["gc_examples"], source["gc_probes"]
 
 

@@ -57,7 +57,7 @@ def test_folders_of_parts_are_merged_and_others_left_alone(tmp_path):
     assert names == ("a", "b", "c")
     assert np.bincount(labels).tolist() == [3, 6, 3]
     _, labels, names = read_image_folder(tmp_path, 4, classes=("c", "a"))
-    assert names == ("c", "a")
+    assert names == ("a", "c")
     assert np.bincount(labels).tolist() == [3, 3]
 
 
@@ -144,8 +144,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, kind):
     if kind == "16 bits":
         Image.fromarray(np.full((4, 4), 20_000, np.uint16)).save(path)
     else:
-        # The second chunk's length in the third case.
-        damaged = content[:33] + b"\xff\xff\xff\xff" + content[37:]
+        # The second chunk's name in the third case.
+        damaged = content[:37] + bytes(4) + content[41:]
         path.write_bytes({"text": b"not a png", "cut off": content[:45], "damaged": damaged}[kind])
     with pytest.raises(InputError, match=r"b/2\.png (is no image|has pixels of more)") as error:
         read_image_folder(tmp_path, 4)

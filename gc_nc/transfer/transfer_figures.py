@@ -110,9 +110,14 @@ def _panels(count: int):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4 * count, 3.8), layout="constrained")
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(4 * columns, 3.6 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = list(figure.subplots(1, count, squeeze=False)[0])
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for ax in axes[count:]:
+        ax.remove()
+    axes = axes[:count]
     for ax in axes:
         ax.grid(alpha=0.25, which="both")
         ax.spines[["top", "right"]].set_visible(False)
@@ -130,7 +135,7 @@ def _line(ax, steps, values, half_widths, *, color, label=None) -> None:
 
 def _logarithmic(ax, axis: str = "y") -> None:
     """With plain numbers, between the powers of ten too where few of those are in sight."""
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import LogLocator
 
     low, high = getattr(ax, f"{axis}axis").get_data_interval()
     # A logarithmic axis of nothing positive would warn and show nothing.
@@ -139,7 +144,9 @@ def _logarithmic(ax, axis: str = "y") -> None:
     getattr(ax, f"set_{axis}scale")("log")
     ticks = getattr(ax, f"{axis}axis")
     ticks.set_major_formatter("{x:g}")
-    ticks.set_minor_formatter("{x:g}" if high < 12 * low else NullFormatter())
+    subs = (2, 3, 5) if high > 3 * low else (1.5, 2, 2.5, 3, 4, 5, 6, 8)
+    ticks.set_minor_locator(LogLocator(subs=subs if high < 100 * low else ()))
+    ticks.set_minor_formatter("{x:g}")
 
 
 def _save(figure, path: Path, title: str) -> None:

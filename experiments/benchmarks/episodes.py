@@ -1,6 +1,6 @@
 """Few-shot episodes on the CPU against a loop over episodes with scikit-learn's NearestCentroid.
 
-    python -m experiments.benchmarks.episodes [--json] [--num_episodes=10000]
+    python -m experiments.benchmarks.episodes [--json] [--benchmark_episodes=10000]
 
 5-way 5-shot 15-query nearest-mean episodes from embeddings in memory: 12,000 of 512 dimensions in
 20 classes of 600. The first row is the time of sampling and predicting all against 5 seconds for
@@ -22,7 +22,7 @@ from experiments import launcher
 from experiments.benchmarks import reporting
 from gc_nc import transfer
 
-_NUM_EPISODES = flags.DEFINE_integer("num_episodes", 10_000, "Episodes.", lower_bound=1)
+_NUM_EPISODES = flags.DEFINE_integer("benchmark_episodes", 10_000, "Episodes.", lower_bound=1)
 
 _NUM_CLASSES, _CLASS_SIZE, _DIM, _REPETITIONS = 20, 600, 512, 7
 _SIZES = {"num_ways": 5, "num_shots": 5, "num_queries": 15}

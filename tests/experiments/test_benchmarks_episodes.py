@@ -13,7 +13,7 @@ from experiments.benchmarks import episodes
 def test_two_rows_with_their_goals(capsys, monkeypatch):
     monkeypatch.setattr(episodes, "_REPETITIONS", 1)
     flags.FLAGS.mark_as_parsed()
-    with flagsaver.flagsaver(json=True, num_episodes=20):
+    with flagsaver.flagsaver(json=True, benchmark_episodes=20):
         episodes.main([])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["goal"] for row in rows] == [1.0, 0.05]

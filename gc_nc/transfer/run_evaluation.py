@@ -1,21 +1,17 @@
 """Transfer of a trained run to unseen classes: source metrics, target NC, few-shot accuracy."""
 
 import dataclasses
+import functools
 import math
-import os
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 from gc_nc import metrics
 from gc_nc.compilation import jit_for_device
@@ -26,6 +22,7 @@ from gc_nc.errors import InputError
 from gc_nc.models import embed_fn
 from gc_nc.training.evaluation import evaluation_sums, forward_batch, gc_subset
 from gc_nc.training.finished_run import FinishedRun
+from gc_nc.transfer.array_cache import cached_arrays, checksum
 from gc_nc.transfer.episode_evaluation import (
     HEADS,
     episode_accuracies,
@@ -198,11 +195,11 @@ def evaluate_checkpoint(
     variables = run.variables(step)
     images = held_images(run, protocol.split)
     cache = run.workdir / "transfer_cache"
-    parameters = _checksum(jax.tree.leaves(variables), repr(run.normalization))
+    parameters = checksum(jax.tree.leaves(variables), repr(run.normalization))
 
-    data = _checksum([*run.dataset.train, *run.dataset.test])
+    data = checksum([*run.dataset.train, *run.dataset.test])
     source_key = (parameters, data, gc_examples, gc_probes)
-    stored = _cached(
+    stored = cached_arrays(
         cache / f"source_{step}.npz",
         source_key,
         lambda: _source_arrays(run, variables, step, gc_examples, gc_probes),
@@ -211,9 +208,9 @@ def evaluate_checkpoint(
     source = {name: float(value) for name, value in stored.items()}
     report("source")
 
-    embeddings = _cached(
+    embeddings = cached_arrays(
         cache / f"{protocol.split}_{step}.npz",
-        (parameters, _checksum(images[:2])),
+        (parameters, checksum(images[:2])),
         lambda: {"embeddings": _embed(run, variables, images)},
     )["embeddings"]
     centred, l2 = FEATURE_OPTIONS[protocol.features]
@@ -345,10 +342,16 @@ def _embed(run: FinishedRun, variables, images: ClassImages) -> np.ndarray:
 def _accuracies(run, variables, features, images, protocol, task, report) -> np.ndarray:
     if protocol.head == FINE_TUNING:
         return _fine_tuned_accuracies(run, variables, images, protocol, task, report)
-    head = HEADS[protocol.head]
-    if "regularization" in protocol.facts():
-        head = partial(head, regularization=protocol.regularization)
+    head = _head(protocol.head, protocol.facts().get("regularization"))
     return episode_accuracies(features, images.labels, task.episodes, head)
+
+
+@functools.cache
+def _head(name: str, regularization: float | None):
+    """The same object for the same settings: a program is compiled for each object."""
+    if regularization is None:
+        return HEADS[name]
+    return partial(HEADS[name], regularization=regularization)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -393,34 +396,3 @@ def _fine_tuned_accuracies(run, variables, images, protocol, task, report) -> np
             stacklevel=2,
         )
     return np.array(accuracies)
-
-
-def _checksum(arrays, text: str = "") -> int:
-    value = zlib.crc32(text.encode())
-    for array in arrays:
-        value = zlib.crc32(np.ascontiguousarray(array).view(np.uint8), value)
-    return value
-
-
-def _cached(
-    path: Path, key: tuple[int, ...], compute: Callable[[], dict[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
-    """What was stored under the key, or computed and stored now."""
-    expected = np.asarray(key, np.int64)
-    try:
-        # Opened here: NumPy leaves the file of a broken archive open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            if np.array_equal(stored["key"], expected):
-                return {name: stored[name] for name in stored.files if name != "key"}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass
-    arrays = compute()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with temporary.open("wb") as file:
-            np.savez(file, key=expected, **arrays)
-        temporary.replace(path)
-    except OSError as error:
-        logging.warning("%s was not written (%s): it is computed again next time", path, error)
-    return arrays

@@ -152,6 +152,15 @@ def test_heads_and_features_are_named_in_the_result(runs, options):
     assert ("regularization" in result) == (result["head"] in ("ridge", "logistic_regression"))
 
 
+def test_a_head_with_options_is_compiled_once_for_all_checkpoints(runs, compilations):
+    run = open_run(runs / "seed_0")
+    evaluate(run, head="ridge", regularization=2.5)
+    evaluate(run, step=2)
+    before = len(compilations)
+    evaluate(run, step=2, head="ridge", regularization=2.5)
+    assert len(compilations) == before
+
+
 def test_centring_takes_the_source_mean_and_leaves_nearest_means_alone(runs):
     run = open_run(runs / "seed_0")
     plain, centred = (evaluate(run, features=f)[0][1][0] for f in ("none", "centred"))

@@ -7,24 +7,47 @@ Writes to DIR: config.json, metadata.json, metrics.jsonl, TensorBoard events, ch
 figures/run.png and, when finished, results.json. The same command again goes on where it stopped;
 on a finished run it prints the table and writes nothing.
 
-Exit codes: 0 finished; 1 the loss diverged; 2 bad input, nothing was written; 130 and 143 stopped
-by Ctrl-C and by SIGTERM, state saved.
+Exit codes: 0 finished; 1 the run failed (the loss diverged, something could not be written); 2 bad
+input, nothing was written; 3 another process is at this run; 128 + its number stopped by a signal,
+state saved (130 Ctrl-C, 138 SIGUSR1, 140 SIGUSR2, 143 SIGTERM).
+
+A batch is divided among all devices. Several processes make one run, with the devices of all, where
+Slurm's srun or a TPU slice started them, or with --coordinator_address, --num_processes and
+--process_id.
 """
 
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
 from experiments import launcher
 from gc_nc.errors import InputError
-from gc_nc.training import loop
+from gc_nc.training import hosts, loop
+from gc_nc.training.checkpoints import StorageError
+from gc_nc.training.placement import is_main_process
 from gc_nc.training.progress import results_table
+from gc_nc.training.run_directory import RunInUseError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file; --config.KEY=VALUE overrides a key.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this one run.")
+_NUM_DEVICES = flags.DEFINE_integer("num_devices", None, "Of all processes. Default: all.")
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed",
+    "auto",
+    hosts.DISTRIBUTED,
+    "Whether other processes make this run too: as a scheduler's variables say, or yes and JAX"
+    " finds out how.",
+)
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of this run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0.")
+
+#: Another process is at the run.
+EXIT_IN_USE = 3
 
 
 def main(argv: list[str]) -> None:
@@ -34,14 +57,31 @@ def main(argv: list[str]) -> None:
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; name the folder of this run, as in runs/digits")
     workdir = Path(_WORKDIR.value).expanduser()
+    hosts.join_processes(
+        _DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    )
     try:
-        results = loop.train(config, workdir)
+        results = loop.train(config, workdir, _devices)
     except loop.Interrupted as stop:
         launcher.fail(str(stop), 128 + stop.signal_number)
-    except loop.DivergedError as error:
+    except RunInUseError as error:
+        launcher.fail(str(error), EXIT_IN_USE)
+    except (loop.DivergedError, StorageError) as error:
         launcher.fail(str(error), 1)
-    print(results_table(results))
-    print(f"picture: {workdir / 'figures' / 'run.png'}")
+    if is_main_process():
+        print(results_table(results))
+        print(f"picture: {workdir / 'figures' / 'run.png'}")
+
+
+def _devices() -> list[jax.Device]:
+    count, devices = _NUM_DEVICES.value, jax.devices()
+    if count is None:
+        return devices
+    if not 1 <= count <= len(devices):
+        raise InputError(f"--num_devices={count} must be from 1 to the {len(devices)} there are")
+    if jax.process_count() > 1 and count != len(devices):
+        raise InputError(f"--num_devices={count}: several processes use all {len(devices)} devices")
+    return devices[:count]
 
 
 if __name__ == "__main__":

@@ -1,56 +1,212 @@
 """Orbax checkpoints of the training state."""
 
+import contextlib
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
+from gc_nc.errors import InputError
+from gc_nc.training.placement import is_main_process, wait_for_all
 from gc_nc.training.step import TrainState
+
+#: Below a run's directory: checkpoints that could not be read, moved out of the way.
+UNREADABLE = "unreadable_checkpoints"
+
+
+class StorageError(RuntimeError):
+    """Something could not be written; what was written before is whole."""
+
+
+class Restored(NamedTuple):
+    """A state and where it comes from.
+
+    Attributes:
+      state: of the newest checkpoint that can be read; None if there is none.
+      step: of it.
+      unreadable: a line for each newer checkpoint, which was moved to `UNREADABLE`.
+    """
+
+    state: TrainState | None
+    step: int | None
+    unreadable: tuple[str, ...]
+
+
+class _NewestAndBest(PreservationPolicy):
+    """Orbax's own policy of the best can drop the newest one."""
+
+    def __init__(self, num_newest: int):
+        self._num_newest = num_newest
+        self.best_step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        del context
+        first = len(checkpoints) - self._num_newest
+        return [i >= first or c.step == self.best_step for i, c in enumerate(checkpoints)]
 
 
 class Checkpoints:
     """Saves and restores states below one directory; a context manager that waits for its writes.
 
     Saving goes on in the background. Leaving the context waits for it and raises what went wrong,
-    since a process that exits right after an asynchronous save loses it.
+    since a process that exits right after an asynchronous save loses it. A checkpoint appears under
+    its step by a rename once it is whole. All processes of a run call the same methods.
     """
 
     def __init__(self, directory: Path, *, keep: int):
-        """Opens the directory, which is made if it is missing."""
+        """Opens the directory, which is made if it is missing; `keep` of the newest are kept."""
+        self._directory = directory.absolute()
+        self._policy = _NewestAndBest(keep)
         self._manager = ocp.CheckpointManager(
-            directory.absolute(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            self._directory,
+            # Named, so that the shapes in a checkpoint can be read without restoring it.
+            item_handlers=ocp.StandardCheckpointHandler(),
+            options=ocp.CheckpointManagerOptions(preservation_policy=self._policy, create=True),
         )
 
     def __enter__(self) -> "Checkpoints":
         """Returns itself."""
         return self
 
-    def __exit__(self, *exception) -> None:
-        """Waits for the last save."""
-        try:
-            self._manager.wait_until_finished()
-        finally:
-            self._manager.close()
+    def __exit__(self, kind, error, traceback) -> None:
+        """Waits for the last save.
+
+        Raises:
+          StorageError: it failed.
+        """
+        failures = []
+        # Closing waits too, and fails again.
+        for end in (self._manager.wait_until_finished, self._manager.close):
+            try:
+                end()
+            except Exception as failure:
+                failures.append(failure)
+        if failures:
+            raise self._storage_error(failures[0]) from failures[0]
+
+    def steps(self) -> tuple[int, ...]:
+        """Of the checkpoints there are, ascending; the last save may still be under way."""
+        return tuple(sorted(int(step) for step in self._manager.all_steps()))
 
     def latest_step(self) -> int | None:
-        """The newest step that can be restored."""
+        """The newest of them."""
         return self._manager.latest_step()
+
+    def keep_best(self, step: int | None) -> None:
+        """Keeps the checkpoint of this step until another one is named."""
+        self._policy.best_step = step
 
     def save(self, state: TrainState) -> None:
         """Saves the state under its step, unless it is there.
 
         Raises:
-          RuntimeError: the checkpoint was not accepted.
+          StorageError: it was not accepted, or the save before it failed.
         """
         step = int(state.step)
         if step == self._manager.latest_step():
             return
-        # Orbax answers a step below the latest with False and no checkpoint.
-        if not self._manager.save(step, args=ocp.args.StandardSave(state)):
-            raise RuntimeError(f"checkpoint of step {step} was not saved")
+        try:
+            # Orbax answers a step below the latest with False and no checkpoint.
+            accepted = self._manager.save(step, args=ocp.args.StandardSave(state))
+        except Exception as failure:
+            raise self._storage_error(failure) from failure
+        if not accepted:
+            raise StorageError(
+                f"the checkpoint of step {step} was not saved: {self._directory} holds step"
+                f" {self._manager.latest_step()}"
+            )
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state saved at a step, in the structure and placement of `like`."""
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         return self._manager.restore(step, args=ocp.args.StandardRestore(target))
+
+    def restore_newest(self, like: TrainState) -> Restored:
+        """The newest state that can be read, in the structure and placement of `like`.
+
+        A crash of the machine, not only of the process, may leave a checkpoint without some of its
+        content. Such a one is moved out of the way, for its step will be saved again.
+
+        Raises:
+          InputError: a checkpoint is of another network or optimizer.
+        """
+        unreadable = []
+        for step in reversed(self.steps()):
+            try:
+                with _quiet_library():
+                    self._check_structure(step, like)
+                    state = self.restore(step, like)
+                if int(state.step) != step:
+                    raise ValueError(f"it holds step {int(state.step)}")
+            except InputError:
+                raise
+            except Exception as error:
+                place = self._set_aside(step)
+                unreadable.append(
+                    f"the checkpoint of step {step} cannot be read ({_first_line(error)}); moved to"
+                    f" {place}"
+                )
+                continue
+            return Restored(state, step, tuple(unreadable))
+        return Restored(None, None, tuple(unreadable))
+
+    def _check_structure(self, step: int, like: TrainState) -> None:
+        """Before restoring: Orbax's own message runs over pages and leaves work undone behind."""
+        stored = self._manager.item_metadata(step)
+        leaves = jax.tree.leaves(stored)
+        if not leaves:
+            raise ValueError("it is empty")
+        there = {leaf.name: tuple(leaf.shape) for leaf in leaves}
+        needed = {
+            jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape
+            for path, leaf in jax.tree_util.tree_leaves_with_path(like)
+        }
+        for name in sorted(there.keys() | needed.keys()):
+            if there.get(name) != needed.get(name):
+                raise InputError(
+                    f"the checkpoint of step {step} in {self._directory} is of another network or"
+                    f" optimizer: {name} has shape {there.get(name, 'none')} there and"
+                    f" {needed.get(name, 'none')} by the config; use the version of gc_nc that"
+                    " made it, or another workdir"
+                )
+
+    def _set_aside(self, step: int) -> Path:
+        shelf = self._directory.parent / UNREADABLE
+        taken = len(list(shelf.glob(f"{step}*"))) if shelf.is_dir() else 0
+        place = shelf / (f"{step}.{taken}" if taken else f"{step}")
+        if is_main_process():
+            shelf.mkdir(exist_ok=True)
+            os.replace(self._directory / str(step), place)
+        wait_for_all(f"unreadable checkpoint {step}")
+        self._manager.reload()
+        return place
+
+    def _storage_error(self, failure: Exception) -> StorageError:
+        # A save under way has another name.
+        steps = [int(path.name) for path in self._directory.iterdir() if path.name.isdecimal()]
+        good = f"from step {max(steps)}" if steps else "from the start"
+        return StorageError(
+            f"a checkpoint could not be written to {self._directory} ({_first_line(failure)}); free"
+            f" some space: the same command goes on {good}"
+        )
+
+
+@contextlib.contextmanager
+def _quiet_library():
+    """Orbax and TensorStore print pages about what one line of ours says."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= 200 else f"{lines[0][:200]}..."

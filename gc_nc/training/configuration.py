@@ -15,6 +15,18 @@ SCHEDULES = ("constant", "step", "cosine")
 DTYPES = ("float32", "bfloat16")
 PRECISIONS = ("default", "high", "highest")
 PENALISED = ("embedding", "logits")
+ON_DIVERGENCE = ("stop", "continue")
+BEST_METRICS = tuple(
+    f"{split}/{metric}"
+    for split in ("train", "test")
+    for metric in (
+        "accuracy",
+        "loss",
+        "geometric_complexity",
+        "geometric_collapse",
+        "neural_collapse",
+    )
+)
 
 # What the device's int32 and float32 hold.
 _MAX_INT = 2**31 - 1
@@ -137,8 +149,14 @@ def default_config() -> ConfigDict:
             "checkpoint": {
                 # Also at the end and when interrupted. 0: only there.
                 "every_steps": 1000,
+                # So many of the newest, and the one that was best at an evaluation: by the highest
+                # accuracy or the lowest of another metric; "" for none. One is also written at each
+                # evaluation that is better than all before.
                 "keep": 2,
+                "best_metric": "test/accuracy",
             },
+            # Once the loss or a parameter is infinite or NaN: "stop" or "continue".
+            "on_divergence": "stop",
             # Stop once training accuracy was 1.0 at every evaluation for so many epochs.
             "stop_after_epochs_at_full_accuracy": config_dict.placeholder(float),
         }
@@ -188,8 +206,10 @@ def check_config(config: ConfigDict) -> None:
         ("gc_penalty.of", PENALISED),
         ("gc_penalty.method", PENALTY_METHODS),
         ("schedule.name", SCHEDULES),
+        ("checkpoint.best_metric", ("", *BEST_METRICS)),
+        ("on_divergence", ON_DIVERGENCE),
     ):
-        require(key, flat[key] in names, f"one of {', '.join(names)}")
+        require(key, flat[key] in names, f"one of {', '.join(map(repr, names))}")
     for key in (
         "batch_size",
         "num_steps",

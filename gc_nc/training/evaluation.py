@@ -1,5 +1,6 @@
 """Every metric of a network over all of a split, with padding that counts nowhere."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -14,7 +15,11 @@ from gc_nc.compilation import jit_for_device
 from gc_nc.data.datasets import ImageSplit
 from gc_nc.data.device_batches import Normalization, normalize
 from gc_nc.models import embed_fn
+from gc_nc.training.placement import Placement
 from gc_nc.training.step import cross_entropy
+
+# Differentiated at a time.
+_EXAMPLES_A_DEVICE = 32
 
 
 class EvaluationSums(NamedTuple):
@@ -31,7 +36,7 @@ def gc_subset(seed: int, num_examples: int, subset_size: int) -> np.ndarray:
     return np.sort(rng.permutation(num_examples)[:subset_size]).astype(np.int32)
 
 
-def forward_batch(variables, split, start, *, model, normalization, batch_size):
+def forward_batch(variables, split, start, *, model, normalization, batch_size, placement=None):
     """Logits, embeddings, labels and weights of the examples from `start` on, to be jitted.
 
     Static shapes: past the end the last example is repeated, with weight 0.
@@ -43,23 +48,27 @@ def forward_batch(variables, split, start, *, model, normalization, batch_size):
     # Metrics never see TF32, whatever the network trains in.
     with jax.default_matmul_precision("highest"):
         inputs = normalize(split.images[rows], normalization)
+        if placement is not None:
+            inputs = placement.constrain_batch(inputs)
         logits, embeddings = model.apply(variables, inputs, train=False)
     return logits, embeddings, split.labels[rows], weights
 
 
 @partial(
     jit_for_device,
-    static_argnames=("model", "normalization", "batch_size"),
+    static_argnames=("model", "normalization", "batch_size", "placement"),
     donate_argnames="sums",
 )
 def _add_batch(sums, variables, split, start, **static):
     logits, embeddings, labels, weights = forward_batch(variables, split, start, **static)
     correct = (jnp.argmax(logits, axis=1) == labels) & (weights > 0)
-    return EvaluationSums(
+    added = EvaluationSums(
         metrics.update_class_statistics(sums.statistics, embeddings, labels, weights=weights),
         sums.loss + jnp.sum(weights * cross_entropy(logits, labels)),
         sums.num_correct + jnp.sum(correct, dtype=jnp.int32),
     )
+    placement = static["placement"]
+    return added if placement is None else placement.constrain_replicated(added)
 
 
 def evaluation_sums(
@@ -72,6 +81,7 @@ def evaluation_sums(
     batch_size: int,
     scatter: bool = False,
     report: Callable[[], None] | None = None,
+    placement: Placement | None = None,
 ) -> EvaluationSums:
     """One pass over a split.
 
@@ -84,6 +94,7 @@ def evaluation_sums(
       batch_size: examples at a time.
       scatter: whether the statistics gather it.
       report: called once each batch is done, which makes the host wait for it.
+      placement: devices that divide the batches; None for the one the split is on.
     """
     embedding_dim = variables["params"]["head"]["kernel"].shape[0]
     sums = EvaluationSums(
@@ -91,7 +102,16 @@ def evaluation_sums(
         jnp.zeros(()),
         jnp.zeros((), jnp.int32),
     )
-    static = {"model": model, "normalization": normalization, "batch_size": batch_size}
+    if placement is not None:
+        # Any number of examples can be padded to what the devices can divide.
+        batch_size = math.ceil(batch_size / placement.num_devices) * placement.num_devices
+        sums = placement.replicate(sums)
+    static = {
+        "model": model,
+        "normalization": normalization,
+        "batch_size": batch_size,
+        "placement": placement,
+    }
     for start in range(0, split.labels.shape[0], batch_size):
         sums = _add_batch(sums, variables, split, start, **static)
         if report:
@@ -100,13 +120,14 @@ def evaluation_sums(
     return sums
 
 
-def monitor_complexity(variables, images, key, *, model, normalization, num_probes):
+def monitor_complexity(variables, images, key, *, model, normalization, num_probes, placement=None):
     """GC of a few images and its standard error, to be jitted and fetched later.
 
     One program, all images in one chunk: it shall cost little beside the steps between its calls.
     """
+    embed = embed_fn(model, variables)
     gc = metrics.estimate_geometric_complexity(
-        embed_fn(model, variables),
+        embed if placement is None else placement.divide_embedding(embed),
         normalize(images, normalization),
         key,
         num_probes=num_probes,
@@ -134,6 +155,7 @@ def evaluate_split(
     num_classes: int,
     batch_size: int,
     gc_probes: int,
+    placement: Placement | None = None,
 ) -> dict[str, float]:
     """Accuracy, loss, NC and geometric collapse over the whole split, and GC on a subset of it.
 
@@ -147,6 +169,7 @@ def evaluate_split(
       num_classes: C.
       batch_size: examples at a time; the last batch is padded, and the padding has weight 0.
       gc_probes: Jacobian products an example of the subset.
+      placement: devices that divide the work; None for the one the split is on.
 
     Returns:
       accuracy, loss, neural_collapse, geometric_collapse, geometric_complexity and
@@ -155,11 +178,23 @@ def evaluate_split(
     num_examples = split.labels.shape[0]
     batch_size = min(batch_size, num_examples)
     embed = embed_fn(model, variables)
+    chunk_size = None
+    if placement is not None:
+        embed = placement.divide_embedding(embed)
+        chunk_size = _EXAMPLES_A_DEVICE * placement.num_devices
     inputs = normalize(split.images[subset], normalization)
     sums = evaluation_sums(
-        model, variables, split, normalization, num_classes=num_classes, batch_size=batch_size
+        model,
+        variables,
+        split,
+        normalization,
+        num_classes=num_classes,
+        batch_size=batch_size,
+        placement=placement,
     )
-    gc = metrics.estimate_geometric_complexity(embed, inputs, key, num_probes=gc_probes)
+    gc = metrics.estimate_geometric_complexity(
+        embed, inputs, key, num_probes=gc_probes, chunk_size=chunk_size
+    )
     neural_collapse, geometric_collapse = _collapse(sums.statistics, gc.mean)
     fetched = jax.device_get(
         {

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from gc_nc.array_types import Array
+from gc_nc.errors import InputError
 
 #: The values of `method`.
 PENALTY_METHODS = ("output_probes", "input_probes", "exact")
@@ -141,6 +142,28 @@ class GCPenalty:
             _, (others, _) = network(True, rest)
             logits = jnp.concatenate([logits, others])
         return gc, logits, updates
+
+
+def make_penalty(
+    config: ConfigDict, model: nn.Module, image_shape: tuple[int, ...]
+) -> GCPenalty | None:
+    """The penalty of a configuration, or None; checked against the network's sizes.
+
+    Raises:
+      InputError: an exact penalty of more than MAX_EXACT_DIM dimensions.
+    """
+    chosen = config.gc_penalty
+    if not chosen.weight:
+        return None
+    images = jnp.zeros((1, *image_shape))
+    sizes = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images)[0])
+    dim = sizes[0 if chosen.of == "logits" else 1].shape[1]
+    if chosen.method == "exact" and dim > MAX_EXACT_DIM:
+        raise InputError(
+            f"config.gc_penalty.method='exact' takes a Jacobian product for each of the {dim}"
+            f" dimensions of the {chosen.of} and allows {MAX_EXACT_DIM}; use output_probes"
+        )
+    return GCPenalty(chosen.of, chosen.method, chosen.num_probes, chosen.batch_fraction)
 
 
 def penalty_weight(config: ConfigDict, step: int) -> float:

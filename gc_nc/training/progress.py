@@ -4,6 +4,8 @@ import sys
 
 from tqdm import tqdm
 
+from gc_nc.training.placement import is_main_process
+
 _ROWS = (
     ("accuracy", "accuracy", "{:.4f}"),
     ("loss", "loss", "{:.4g}"),
@@ -18,12 +20,13 @@ class Progress:
     """Counts steps and reports evaluations."""
 
     def __init__(self, step: int, num_steps: int):
-        """Starts at a step that is already done."""
+        """Starts at a step that is already done. Only the main process shows anything."""
         self._num_steps = num_steps
+        self._shows = is_main_process()
         # tqdm shows steps/s and the time left; in a pipe its carriage returns would only litter.
         self._bar = (
             tqdm(total=num_steps, initial=step, unit="step", dynamic_ncols=True)
-            if sys.stderr.isatty()
+            if self._shows and sys.stderr.isatty()
             else None
         )
 
@@ -34,6 +37,8 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Prints a line, above the bar if there is one."""
+        if not self._shows:
+            return
         if self._bar is not None:
             self._bar.clear()
         print(line, flush=True)

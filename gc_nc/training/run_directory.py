@@ -1,5 +1,7 @@
 """The files of a run: config.json, metadata.json, metrics.jsonl, results.json, TensorBoard."""
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
 import math
@@ -10,13 +12,52 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 from ml_collections import ConfigDict
 
 from gc_nc.errors import InputError
 from gc_nc.training.configuration import default_config, flatten
+from gc_nc.training.placement import is_main_process, wait_for_all
 
 _PACKAGES = ("gc_nc", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _MISSING = "(no such key)"
+
+
+class RunInUseError(RuntimeError):
+    """Another process is at this run."""
+
+
+@contextlib.contextmanager
+def hold_run(workdir: Path):
+    """Keeps other processes from this run as long as the context, or this process, lasts.
+
+    Makes the directory if it is missing. The lock is the kernel's: nothing is left to be cleared
+    after a crash.
+
+    Raises:
+      InputError: the directory cannot be made.
+      RunInUseError: another process holds it.
+    """
+    if not is_main_process():
+        yield
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / ".lock").open("a")
+    except OSError as error:
+        raise InputError(f"workdir {workdir} cannot be written: {error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunInUseError(
+                f"workdir {workdir} is in use: another process is at this run; wait for it or stop"
+                " it first"
+            ) from None
+        except OSError as error:
+            # Some network file systems have no locks.
+            logging.warning("%s cannot be locked (%s): start no second run there", workdir, error)
+        yield
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -72,8 +113,9 @@ def check_run_directory(workdir: Path, config: ConfigDict) -> None:
 
 def _is_ours(path: Path) -> bool:
     """Whether a start that was cut off before config.json was complete left this behind."""
-    return (
-        path.name.startswith((".config.json.", ".metadata.json.")) or path.name == "metadata.json"
+    return path.name.startswith((".config.json.", ".metadata.json.")) or path.name in (
+        "metadata.json",
+        ".lock",
     )
 
 
@@ -204,16 +246,13 @@ def read_records(workdir: Path) -> list[dict[str, Any]]:
 
 
 class MetricLog:
-    """metrics.jsonl and TensorBoard events, one record a call."""
+    """metrics.jsonl and TensorBoard events, one record a call; the main process writes them."""
 
     def __init__(self, workdir: Path, resume_step: int | None):
         """Keeps the records up to the step from which the run goes on (None: from nothing).
 
         Later ones belong to steps that will be taken again.
         """
-        # Its import takes as long as the rest of this module.
-        from tensorboardX import SummaryWriter
-
         path = workdir / "metrics.jsonl"
         #: All records of the run so far.
         self.records: list[dict[str, Any]] = [
@@ -221,6 +260,14 @@ class MetricLog:
             for record in read_records(workdir)
             if resume_step is not None and record["step"] <= resume_step
         ]
+        # All have read it before it is written.
+        wait_for_all("metrics.jsonl was read")
+        self._file = None
+        if not is_main_process():
+            return
+        # Its import takes as long as the rest of this module.
+        from tensorboardX import SummaryWriter
+
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in self.records))
         self._file = path.open("a", encoding="utf-8")
         # TensorBoard hides the events of an earlier start from this step on.
@@ -231,6 +278,8 @@ class MetricLog:
         """Appends {"step": step, **values}; it survives the process."""
         record = {"step": step, **values}
         self.records.append(record)
+        if self._file is None:
+            return
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -240,9 +289,12 @@ class MetricLog:
 
     def sync(self) -> None:
         """Waits until all records are on the disk, so that no checkpoint is ahead of them."""
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes both."""
-        self._file.close()
-        self._events.close()
+        if self._file is not None:
+            # TensorBoard's is first: closing the other writes what a full disk refused before.
+            self._events.close()
+            self._file.close()

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from gc_nc.data.datasets import ImageSplit
 from gc_nc.data.device_batches import Augmentation, Normalization, augment, normalize
 from gc_nc.training.penalties import GCPenalty
+from gc_nc.training.placement import Placement
 
 
 @flax.struct.dataclass
@@ -106,25 +107,51 @@ def train_step(
     penalty_key: jax.Array | None = None,
     penalty_weight: Any = None,
     *,
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    normalization: Normalization,
-    augmentation: Augmentation,
     batch_size: int,
-    l2: float,
-    penalty: GCPenalty | None = None,
-    precision: str = "default",
+    **options,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One SGD step on the batch order[offset : offset + batch_size] of a device-resident split.
-
-    Minimises total_loss = loss + l2 * l2_penalty(params) + penalty_weight * GC, loss being the mean
-    cross-entropy.
+    """`train_step_on_batch` of order[offset : offset + batch_size] of a device-resident split.
 
     Args:
       state: before the step.
       split: on the device.
       order: of its examples.
       offset: in it, at which the batch starts.
+      key: as there.
+      penalty_key: as there.
+      penalty_weight: as there.
+      batch_size: B.
+      **options: as there.
+    """
+    indices = jax.lax.dynamic_slice(order, (offset,), (batch_size,))
+    batch = ImageSplit(split.images[indices], split.labels[indices])
+    return train_step_on_batch(state, batch, key, penalty_key, penalty_weight, **options)
+
+
+def train_step_on_batch(
+    state: TrainState,
+    batch: ImageSplit,
+    key: jax.Array,
+    penalty_key: jax.Array | None = None,
+    penalty_weight: Any = None,
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    normalization: Normalization,
+    augmentation: Augmentation,
+    l2: float,
+    penalty: GCPenalty | None = None,
+    precision: str = "default",
+    placement: Placement | None = None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One SGD step on a batch.
+
+    Minimises total_loss = loss + l2 * l2_penalty(params) + penalty_weight * GC, loss being the mean
+    cross-entropy.
+
+    Args:
+      state: before the step.
+      batch: images (B, H, W, c) uint8 and labels (B,).
       key: of the augmentation, which `fold_in` makes the step's own.
       penalty_key: of the penalty's probes, likewise.
       penalty_weight: a traced number, so that a schedule compiles nothing anew.
@@ -132,19 +159,18 @@ def train_step(
       optimizer: of the parameters.
       normalization: of the pixels.
       augmentation: of the pixels.
-      batch_size: B.
       l2: coefficient; 0 compiles to no term at all.
       penalty: what GC is penalised; None compiles to no term at all.
       precision: of matmuls and convolutions, as jax.default_matmul_precision has it; "default"
         leaves it as it is.
+      placement: devices that divide the batch; None for the one it is on.
 
     Returns:
       The next state, and of the batch before the step: loss, l2_penalty and gc_penalty (times their
       coefficients), total_loss and accuracy; with a penalty also geometric_complexity, the estimate
       that was penalised.
     """
-    indices = jax.lax.dynamic_slice(order, (offset,), (batch_size,))
-    images, labels = split.images[indices], split.labels[indices]
+    images, labels = batch if placement is None else placement.constrain_batch(batch)
     if augmentation != Augmentation():
         images = augment(jax.random.fold_in(key, state.step), images, augmentation)
     images = normalize(images, normalization)

@@ -11,7 +11,7 @@ import pytest
 
 from gc_nc.errors import InputError
 from gc_nc.training import loop, run_directory
-from gc_nc.training.checkpoints import Checkpoints
+from gc_nc.training.checkpoints import Checkpoints, StorageError
 from gc_nc.training.progress import Progress, results_table
 
 WALL_CLOCK = ("time", "per_sec", "seconds")
@@ -203,7 +203,7 @@ def test_a_run_without_its_checkpoints_says_that_it_starts_again(tiny_run, capsy
     (workdir / "results.json").unlink()
     shutil.rmtree(workdir / "checkpoints")
     assert loop.train(config, workdir) == results
-    assert "no checkpoint was written: starting again" in capsys.readouterr().out
+    assert "no checkpoint to go on from: starting again" in capsys.readouterr().out
 
 
 def _only_below(limit, save):
@@ -223,7 +223,7 @@ def test_r1_a_failed_save_is_an_error(tiny_run, monkeypatch):
 
     config, workdir = tiny_run
     monkeypatch.setattr(ocp.CheckpointManager, "save", lambda *_, **__: False)
-    with pytest.raises(RuntimeError, match="checkpoint of step 5 was not saved"):
+    with pytest.raises(StorageError, match="checkpoint of step 4 was not saved"):
         loop.train(config, workdir)
     assert not (workdir / "results.json").exists()
 
@@ -236,7 +236,7 @@ def test_r1_a_failed_background_write_is_an_error(tiny_run, monkeypatch):
 
     config, workdir = tiny_run
     monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StorageError, match=r"disk full.*goes on from step 8"):
         loop.train(config, workdir)
     assert not (workdir / "results.json").exists()
 
@@ -277,7 +277,7 @@ def test_terminal_phase_stops_the_run_also_a_resumed_one(tiny_run, monkeypatch):
 def test_a_diverging_loss_stops_the_run(tiny_run):
     config, workdir = tiny_run
     config.optimizer.learning_rate = 1e20
-    with pytest.raises(loop.DivergedError, match=r"at step \d+ \(last checkpoint: none\)"):
+    with pytest.raises(loop.DivergedError, match=r"step \d+ \(last good checkpoint: none\)"):
         loop.train(config, workdir)
 
 

@@ -1,0 +1,154 @@
+"""Kills a run at random moments until it is done, and compares it with one that was left alone.
+
+    python -m experiments.reliability --kills=100 --workdir=DIR [--seed=0] [--signal=KILL|TERM]
+
+The run is short, on the embedded digits, and saves every few steps, so that a kill often comes
+while it starts, saves or ends. Each start is killed after a random part of the time that an
+unbroken run takes; a run that gets to its end is compared and another one begins, until --kills
+were spent. Parameters, optimizer state and every record of metrics.jsonl (but its clock readings)
+must be those of the unbroken run, bit for bit. Prints one line a start and, last, a JSON object;
+exit code 1 if anything differs.
+"""
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from experiments import launcher
+from gc_nc.errors import InputError
+from gc_nc.training.run_directory import read_records
+
+_KILLS = flags.DEFINE_integer("kills", 100, "How many starts are killed.", lower_bound=1)
+_WORKDIR = flags.DEFINE_string("workdir", None, "A new folder.", allow_override=True)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the moments.", allow_override=True)
+_SIGNAL = flags.DEFINE_enum("signal", "KILL", ["KILL", "TERM"], "What the starts are killed by.")
+
+_OVERRIDES = {
+    "model.width": 0.05,
+    "num_steps": 60,
+    "optimizer.momentum": 0.9,
+    "evaluation.every_steps": 7,
+    "evaluation.gc_examples": 8,
+    "monitor.every_steps": 3,
+    "log_every_steps": 2,
+    "checkpoint.every_steps": 4,
+}
+_CLOCK = ("time", "per_sec", "seconds")
+
+
+def main(argv: list[str]) -> int:
+    """Runs both runs and compares them."""
+    del argv
+    if not _WORKDIR.value:
+        raise InputError("--workdir is missing; name a new folder")
+    root = Path(_WORKDIR.value).expanduser()
+    if root.exists() and any(root.iterdir()):
+        raise InputError(f"--workdir={root} is not empty; name a new folder")
+    root.mkdir(parents=True, exist_ok=True)
+    unbroken = root / "unbroken"
+    for workdir in (unbroken, root / "timed"):
+        # The second one finds all programs in the cache, as the starts to be killed do.
+        begin = time.perf_counter()
+        _start(workdir).communicate()
+        whole = time.perf_counter() - begin
+    print(f"an unbroken run takes {whole:.1f} s", flush=True)
+    rng, went_on, differing, runs = random.Random(_SEED.value), [], [], 0
+    while len(went_on) < _KILLS.value:
+        runs += 1
+        workdir = root / f"killed{runs}"
+        while (step := _kill_once(workdir, rng.uniform(0, whole))) != "finished":
+            went_on.append(step)
+            if len(went_on) == _KILLS.value:
+                _start(workdir).communicate()
+                break
+        differing += [f"{workdir.name}: {what}" for what in compare(unbroken, workdir)]
+    summary = {
+        "kills": len(went_on),
+        "runs": runs,
+        "seconds_unbroken": round(whole, 2),
+        "went_on_from_a_checkpoint": sum(step is not None for step in went_on),
+        "identical": not differing,
+        "differing": differing,
+    }
+    print(json.dumps(summary))
+    return int(bool(differing))
+
+
+def _kill_once(workdir: Path, seconds: float) -> int | str | None:
+    """The step that a start went on from before it was killed, or "finished"."""
+    process = _start(workdir)
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.Signals[f"SIG{_SIGNAL.value}"])
+        output, _ = process.communicate()
+    if process.returncode > 0 and process.returncode != 128 + signal.SIGTERM:
+        raise RuntimeError(f"a start failed: {output[-2000:]}")
+    found = re.search(r"going on from the checkpoint of step (\d+)", output)
+    step = int(found.group(1)) if found else None
+    print(f"{workdir.name}: from step {step}, exit code {process.returncode}", flush=True)
+    return "finished" if process.returncode == 0 else step
+
+
+def _start(workdir: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "experiments.train",
+            "--config=experiments/configs/digits.py",
+            f"--workdir={workdir}",
+            *(f"--config.{key}={value}" for key, value in _OVERRIDES.items()),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def compare(unbroken: Path, killed: Path) -> list[str]:
+    """What differs between two runs, bit for bit; [] if nothing does."""
+    differing = []
+    records = [
+        [
+            {name: value for name, value in record.items() if not any(c in name for c in _CLOCK)}
+            for record in read_records(workdir)
+        ]
+        for workdir in (unbroken, killed)
+    ]
+    if records[0] != records[1]:
+        differing.append("metrics.jsonl")
+    states = [_last_state(workdir) for workdir in (unbroken, killed)]
+    if states[0].keys() != states[1].keys():
+        differing.append("the names of the state's arrays")
+    differing += [
+        name
+        for name in states[0].keys() & states[1].keys()
+        if not np.array_equal(states[0][name], states[1][name])
+    ]
+    return differing
+
+
+def _last_state(workdir: Path) -> dict[str, np.ndarray]:
+    import jax
+    import orbax.checkpoint as ocp
+
+    step = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    with ocp.StandardCheckpointer() as checkpointer:
+        state = checkpointer.restore((workdir / "checkpoints" / str(step) / "default").absolute())
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    } | {"step of the last checkpoint": np.asarray(step)}
+
+
+if __name__ == "__main__":
+    launcher.run(main)

@@ -1,0 +1,50 @@
+"""Signals that ask a run to stop: it saves its state first."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+#: Ctrl-C, what `kill` and job schedulers send, and what schedulers send ahead of a time limit or a
+#: preemption where they are told to (sbatch --signal, submitit).
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Interrupted(Exception):  # noqa: N818 - an event, not an error
+    """A signal stopped the run; its state is saved."""
+
+    def __init__(self, signal_number: int, step: int):
+        """`signal_number` is the one that came, `step` the one that was saved."""
+        super().__init__(f"stopped at step {step}; the same command goes on from there")
+        self.signal_number = signal_number
+
+
+@contextlib.contextmanager
+def noting_signals(say: Callable[[str], None]) -> Iterator[list[int]]:
+    """Yields a list that the first signal is put on; a second one acts as it did before.
+
+    Only the main thread may handle signals; elsewhere the list stays empty.
+
+    Args:
+      say: prints a line.
+    """
+    received: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def note(signal_number, frame):
+        del frame
+        received.append(signal_number)
+        say("stopping after this step or evaluation, and saving; once more to stop at once")
+        restore()
+
+    def restore():
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    try:
+        for number in STOP_SIGNALS:
+            with contextlib.suppress(ValueError):
+                previous[number] = signal.signal(number, note)
+        yield received
+    finally:
+        restore()

@@ -1,0 +1,50 @@
+"""Starts that are killed at random moments end as a run that was left alone."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import reliability
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_5_kills(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "experiments.reliability",
+            "--kills=5",
+            f"--workdir={tmp_path / 'runs'}",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["kills"] == 5
+    assert summary["identical"] is True
+
+
+@pytest.mark.parametrize("change", ["nothing", "a parameter", "a record"])
+def test_the_comparison_can_fail(tiny_run, change):
+    from gc_nc.training import loop
+
+    config, workdir = tiny_run
+    other = workdir.with_name("other")
+    loop.train(config, workdir)
+    if change == "a parameter":
+        config.optimizer.l2 = float(np.nextafter(np.float32(1e-3), np.float32(1)))
+    loop.train(config, other)
+    if change == "a record":
+        log = other / "metrics.jsonl"
+        log.write_text(log.read_text() + '{"step": 8, "train/accuracy": 0.5}\n')
+    found = reliability.compare(workdir, other)
+    assert bool(found) == (change != "nothing")
+    assert ("metrics.jsonl" in found) == (change == "a record") or change == "a parameter"

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from tqdm import tqdm
@@ -14,6 +14,7 @@ _BLOCK = 1000
 T = TypeVar("T")
 
 
+@runtime_checkable
 class ImageSource(Protocol):
     """Where images are read from.
 

@@ -6,6 +6,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from gc_nc.data import image_folders, streamed_images, tfds_reader
@@ -339,12 +340,46 @@ def test_streaming_neither_reads_nor_writes_the_cache(tmp_path):
 
 
 def test_tfds_sets_without_random_access_are_one_line(folders, tmp_path, monkeypatch):
-    import tensorflow_datasets as tfds
-
     def refuse(*args, **kwargs):
         raise NotImplementedError("no random access\n\tto tfrecord")
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "as_data_source", refuse)
     with pytest.raises(InputError, match=r"no ArrayRecord files .*to tfrecord") as error:
         load("tfds", folders["tfds"], True)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("feature", "message"),
+    [
+        (tfds.features.Image(shape=(28, 28, 1), dtype=np.uint16), "as Image of uint16"),
+        (tfds.features.Tensor(shape=(28, 28, 1), dtype=np.uint8), "as Tensor of uint8"),
+    ],
+)
+def test_tfds_images_of_another_kind_are_one_line(folders, monkeypatch, feature, message):
+    from_directory = tfds.builder_from_directory
+
+    def changed(place):
+        builder = from_directory(place)
+        monkeypatch.setitem(builder.info.features._feature_dict, "image", feature)
+        return builder
+
+    monkeypatch.setattr(tfds, "builder_from_directory", changed)
+    for streaming in (True, False):
+        with pytest.raises(InputError, match=message):
+            load("tfds", folders["tfds"], streaming)
+
+
+def test_a_record_that_is_no_example_is_named(folders, monkeypatch):
+    split = load("tfds", folders["tfds"], True).train
+    decode = tfds.features.Image.decode_example_np
+    broken = split.images[7]
+
+    def decode_others(self, content):
+        image = decode(self, content)
+        return None.shape if np.array_equal(image, broken) else image
+
+    monkeypatch.setattr(tfds.features.Image, "decode_example_np", decode_others)
+    with pytest.raises(InputError, match="example 7 of split 'train'") as error:
+        split.images[::-1]
     assert "\n" not in str(error.value)

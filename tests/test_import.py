@@ -28,6 +28,11 @@ def test_r6_no_import_starts_a_backend():
     )
 
 
+def test_grain_starts_no_backend_and_is_imported_by_runs_that_stream_alone():
+    modules_after("tensorflow_datasets", "grain")
+    assert "grain" not in modules_after("gc_nc.data.streaming", "gc_nc.training.loop")
+
+
 def test_metrics_import_little_beyond_jax():
     added = modules_after("gc_nc", "gc_nc.metrics") - modules_after("jax")
     heavy = {"flax", "optax", "orbax", "sklearn", "scipy", "matplotlib", "tensorflow_datasets"}

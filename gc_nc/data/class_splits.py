@@ -8,6 +8,7 @@ import numpy as np
 
 from gc_nc.data.datasets import ImageDataset, make_dataset
 from gc_nc.data.published_splits import PUBLISHED_SPLITS
+from gc_nc.data.streamed_images import StreamedImages, concatenate_images, take_images
 from gc_nc.errors import InputError
 
 #: What `ClassSplit.kind` may be.
@@ -50,12 +51,12 @@ class ClassImages(NamedTuple):
     """All images of some classes, in an order of class and place in the set.
 
     Attributes:
-      images: (N, H, W, c) uint8.
+      images: (N, H, W, c) uint8, in memory or streamed.
       labels: (N,) int32 in 0..C-1.
       class_names: C names.
     """
 
-    images: np.ndarray
+    images: np.ndarray | StreamedImages
     labels: np.ndarray
     class_names: tuple[str, ...]
 
@@ -93,7 +94,7 @@ def divide_by_class(dataset: ImageDataset, split: ClassSplit) -> TransferDataset
     """Divides a set by class; training and test images of a class are merged.
 
     Labels are numbered anew within each part. `source.test` is the held-out share of the source
-    classes, drawn class by class from the seed.
+    classes, drawn class by class from the seed. Streamed images stay unread.
 
     Args:
       dataset: with the names of its classes.
@@ -106,7 +107,7 @@ def divide_by_class(dataset: ImageDataset, split: ClassSplit) -> TransferDataset
     """
     if split.kind == "all":
         return TransferDataset(dataset, None, None)
-    images = np.concatenate([dataset.train.images, dataset.test.images])
+    images = concatenate_images(dataset.train.images, dataset.test.images)
     labels = np.concatenate([dataset.train.labels, dataset.test.labels])
     parts = _parts(dataset, split)
     counts = np.bincount(labels, minlength=dataset.num_classes)
@@ -116,14 +117,14 @@ def divide_by_class(dataset: ImageDataset, split: ClassSplit) -> TransferDataset
         rows = np.concatenate([np.flatnonzero(labels == c) for c in classes])
         renumbered = np.repeat(np.arange(len(classes)), counts[list(classes)])
         names = tuple(dataset.class_names[c] for c in classes)
-        return ClassImages(images[rows], renumbered.astype(np.int32), names)
+        return ClassImages(take_images(images, rows), renumbered.astype(np.int32), names)
 
     source = gather(parts["source"])
     train, test = hold_out(source.labels, source.class_names, split.holdout, split.seed)
     source_set = make_dataset(
         f"{dataset.name} ({len(parts['source'])} source classes)",
-        (source.images[train], source.labels[train]),
-        (source.images[test], source.labels[test]),
+        (take_images(source.images, train), source.labels[train]),
+        (take_images(source.images, test), source.labels[test]),
         len(parts["source"]),
         source.class_names,
     )

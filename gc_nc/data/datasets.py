@@ -1,18 +1,19 @@
-"""Image classification sets in memory, checked once when they are loaded."""
+"""Image classification sets, in memory or streamed, checked once when they are loaded."""
 
 from typing import NamedTuple
 
 import numpy as np
 
+from gc_nc.data.streamed_images import StreamedImages
 from gc_nc.errors import InputError
 
 _MAX_CLASSES = 10**6
 
 
 class ImageSplit(NamedTuple):
-    """Images (N, H, W, c) in uint8 and labels (N,) in int32."""
+    """Images (N, H, W, c) in uint8, in memory or streamed, and labels (N,) in int32."""
 
-    images: np.ndarray
+    images: np.ndarray | StreamedImages
     labels: np.ndarray
 
 
@@ -36,16 +37,16 @@ class ImageDataset(NamedTuple):
 
 def make_dataset(
     name: str,
-    train: tuple[np.ndarray, np.ndarray],
-    test: tuple[np.ndarray, np.ndarray],
+    train: tuple[np.ndarray | StreamedImages, np.ndarray],
+    test: tuple[np.ndarray | StreamedImages, np.ndarray],
     num_classes: int | None = None,
     class_names: tuple[str, ...] | None = None,
 ) -> ImageDataset:
-    """Checks the arrays and puts them into one format.
+    """Checks the arrays and puts them into one format; streamed images are not read.
 
     Args:
       name: for logs and errors.
-      train: images (N, H, W) or (N, H, W, c) in uint8, and labels (N,), integers.
+      train: images (N, H, W) or (N, H, W, c) in uint8, or streamed, and labels (N,), integers.
       test: the same.
       num_classes: C; by default one more than the largest label.
       class_names: C names, by default the labels as text.
@@ -93,7 +94,9 @@ def make_dataset(
     return ImageDataset(name, train, test, num_classes, tuple(class_names))
 
 
-def _check_split(name: str, split: str, images: np.ndarray, labels: np.ndarray) -> ImageSplit:
+def _check_split(
+    name: str, split: str, images: np.ndarray | StreamedImages, labels: np.ndarray
+) -> ImageSplit:
     where = f"{name}: {split}"
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
         raise InputError(
@@ -110,5 +113,7 @@ def _check_split(name: str, split: str, images: np.ndarray, labels: np.ndarray) 
         raise InputError(f"{where} has labels of shape {labels.shape} for {len(images)} images")
     if images.ndim == 3:
         images = images[..., None]
+    if isinstance(images, np.ndarray):
+        images = np.ascontiguousarray(images)
     # Labels keep their dtype until their range is known: 2**32 + 1 is not 1.
-    return ImageSplit(np.ascontiguousarray(images), labels)
+    return ImageSplit(images, labels)

@@ -1,5 +1,6 @@
-"""Batches of a set that lives on the device: order, normalisation and augmentation."""
+"""Batches of images: order, normalisation and augmentation."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 
 from gc_nc.array_types import Array
+from gc_nc.data.streamed_images import StreamedImages
 from gc_nc.errors import InputError
 
 
@@ -29,21 +31,29 @@ class Augmentation(NamedTuple):
     flip: bool = False
 
 
-def channel_normalization(images: UInt8[np.ndarray, "N H W c"]) -> Normalization:
+def channel_normalization(
+    images: UInt8[np.ndarray, "N H W c"] | StreamedImages,
+) -> Normalization:
     """Mean 0 and standard deviation 1 of each channel over these images.
 
-    A channel without any variation is only centred.
+    A channel without any variation is only centred. Streamed images are all read, once.
     """
     levels = np.arange(256) / 255
     mean, std = [], []
-    for channel in range(images.shape[-1]):
-        # From counts of the 256 levels: exact, and no float copy of the set.
-        counts = np.bincount(images[..., channel].ravel(), minlength=256)
+    # From counts of the 256 levels: exact, no float copy of the set, and the same in blocks.
+    streamed = isinstance(images, StreamedImages)
+    blocks = images.blocks("counting pixel values") if streamed else (images,)
+    for counts in sum(map(_count_levels, blocks)):
         mean.append(float(np.average(levels, weights=counts)))
         variance = float(np.average((levels - mean[-1]) ** 2, weights=counts))
         # One level only: the variance is rounding.
         std.append(variance**0.5 if np.count_nonzero(counts) > 1 else 1.0)
     return Normalization(tuple(mean), tuple(std))
+
+
+def _count_levels(images: UInt8[np.ndarray, "N H W c"]) -> Int[np.ndarray, "c 256"]:
+    channels = range(images.shape[-1])
+    return np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in channels])
 
 
 def identity_normalization(num_channels: int) -> Normalization:
@@ -99,8 +109,10 @@ class ExampleOrder:
         self._batch_size = batch_size
         self._epoch = -1
         self._order = None
+        # Read-ahead threads ask for batches about the end of an epoch in any order.
+        self._permutation = lru_cache(maxsize=3)(self._draw_permutation)
 
-    def _permutation(self, epoch: int) -> Int[np.ndarray, "N"]:
+    def _draw_permutation(self, epoch: int) -> Int[np.ndarray, "N"]:
         return np.random.default_rng([self._seed, epoch]).permutation(self._num_examples)
 
     def locate(self, step: int) -> tuple[Int[jax.Array, "M"], int]:
@@ -114,6 +126,9 @@ class ExampleOrder:
         return self._order, offset
 
     def indices(self, step: int) -> Int[np.ndarray, "B"]:
-        """The examples of one step."""
-        order, offset = self.locate(step)
-        return np.asarray(order[offset : offset + self._batch_size])
+        """The examples of one step, found on the host; any thread may ask."""
+        epoch, offset = divmod(step * self._batch_size, self._num_examples)
+        batch = self._permutation(epoch)[offset : offset + self._batch_size]
+        if missing := self._batch_size - len(batch):
+            batch = np.concatenate([batch, self._permutation(epoch + 1)[:missing]])
+        return batch.astype(np.int32)

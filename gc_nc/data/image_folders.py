@@ -1,4 +1,4 @@
-"""A folder of images a class, as mini-ImageNet comes; decoded and resized once, then cached."""
+"""A folder of images a class, as mini-ImageNet comes; decoded once and cached, or streamed."""
 
 import contextlib
 import difflib
@@ -15,6 +15,7 @@ from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
+from gc_nc.data.streamed_images import StreamedImages
 from gc_nc.errors import InputError
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
@@ -78,20 +79,20 @@ def read_image_folder(
     image_size: int,
     classes: Sequence[str] | None = None,
     images_per_class: int | None = None,
-    check_fits: Callable[[int], None] = lambda num_bytes: None,
-) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    check_fits: Callable[[int], bool] = lambda num_bytes: True,
+) -> tuple[np.ndarray | StreamedImages, np.ndarray, tuple[str, ...]]:
     """Images (N, size, size, 3) uint8, labels (N,) and class names.
 
     Each image becomes RGB and a square, whatever its aspect, by an antialiased bilinear filter.
     The result is kept in the folder as .gc_nc_SIZE.npz and used again while names, sizes and times
-    of the files are the same.
+    of the files are the same. Streamed images are made anew whenever they are asked for.
 
     Args:
       folder: of the set.
       image_size: height and width to resize to.
       classes: as in `find_images`.
       images_per_class: as there.
-      check_fits: called with the number of bytes before any image is decoded.
+      check_fits: whether so many bytes are held in memory; called before any image is decoded.
 
     Raises:
       InputError: as `find_images`; a file that is no image; what `check_fits` raises.
@@ -99,7 +100,8 @@ def read_image_folder(
     found = find_images(folder, classes, images_per_class)
     paths = [path for files in found.values() for path in files]
     labels = np.repeat(np.arange(len(found)), [len(files) for files in found.values()])
-    check_fits(len(paths) * image_size**2 * 3)
+    if not check_fits(len(paths) * image_size**2 * 3):
+        return StreamedImages([_FolderImages(paths, image_size)]), labels, tuple(found)
     cache = folder / f".gc_nc_{image_size}.npz"
     fingerprint = _fingerprint(folder, paths)
     images = _read_cache(cache, fingerprint, (len(paths), image_size, image_size, 3))
@@ -113,6 +115,17 @@ def read_image_folder(
                 images[i] = image
         _write_cache(cache, fingerprint, images)
     return images, labels, tuple(found)
+
+
+class _FolderImages:
+    """Image files, decoded and resized when they are read."""
+
+    def __init__(self, paths: Sequence[Path], size: int):
+        self._paths = paths
+        self.shape = (len(paths), size, size, 3)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        return np.stack([_resized(self._paths[row], self.shape[1]) for row in rows])
 
 
 def _resized(path: Path, size: int) -> np.ndarray:

@@ -14,13 +14,13 @@ from gc_nc.data.class_splits import hold_out
 from gc_nc.data.datasets import ImageDataset, make_dataset
 from gc_nc.data.idx import find_idx_files, read_idx
 from gc_nc.data.image_folders import read_image_folder
+from gc_nc.data.streamed_images import StreamedImages, take_images
 from gc_nc.errors import InputError
 
 # Images and labels may take this share of the memory that is free where they live; the rest is for
 # the network.
 _RESIDENT_SHARE = 0.5
 _GIB = 2**30
-_READ_BLOCK = 1000
 
 
 def load_dataset(
@@ -30,13 +30,14 @@ def load_dataset(
     *,
     num_classes: int | None = None,
     memory_limit_gib: float | None = None,
+    streaming: bool | None = None,
     image_size: int | None = None,
     classes: Sequence[str] | None = None,
     images_per_class: int | None = None,
     holdout: float = 0.2,
     holdout_seed: int = 0,
 ) -> ImageDataset:
-    """Loads a set that fits on the device.
+    """Loads a set into memory, or leaves its images where they are until they are used.
 
     Args:
       source: "digits", "tfds", "idx", "image_folder" or "npz".
@@ -45,6 +46,8 @@ def load_dataset(
         class, or an NPZ file.
       num_classes: C where the source does not say; by default one more than the largest label.
       memory_limit_gib: what the images may take; by default half of what is free on the device.
+      streaming: whether images are read while they are used ("tfds" and "image_folder" only); by
+        default those that do not fit.
       image_size: height and width that the images of an image folder are resized to.
       classes: of an image folder, which to read; None for all.
       images_per_class: of an image folder, what each class must have; None for any number.
@@ -52,8 +55,8 @@ def load_dataset(
       holdout_seed: of the images that are held out.
 
     Raises:
-      InputError: an unknown source, data that is missing, broken or of another version, or a set
-        that does not fit.
+      InputError: an unknown source, data that is missing, broken or of another version, a set
+        that does not fit, or a source that cannot be streamed.
     """
     if source not in _LOADERS:
         near = difflib.get_close_matches(source, _LOADERS, n=1)
@@ -66,14 +69,27 @@ def load_dataset(
             f"data source {source!r} needs the place of the data: set --config.data.data_dir=..."
         )
 
-    def check_fits(num_bytes: int) -> None:
+    if streaming and source not in STREAMED_SOURCES:
+        raise InputError(
+            f"data source {source!r} cannot be streamed, only {' and '.join(STREAMED_SOURCES)} can;"
+            " leave --config.data.streaming out"
+        )
+
+    def check_fits(num_bytes: int) -> bool:
+        """Whether the images are held in memory; raises where they must be and do not fit."""
+        if streaming:
+            return False
         limit, origin = _memory_limit(memory_limit_gib)
-        if num_bytes > limit:
-            raise InputError(
-                f"{name or source} takes {num_bytes / _GIB:.3g} GiB in memory and"
-                f" {limit / _GIB:.3g} GiB fits ({origin}); use fewer or smaller images, or raise"
-                " --config.data.memory_limit_gib"
-            )
+        if num_bytes <= limit:
+            return True
+        if streaming is None and source in STREAMED_SOURCES:
+            return False
+        hint = "leave --config.data.streaming out, " if source in STREAMED_SOURCES else ""
+        raise InputError(
+            f"{name or source} takes {num_bytes / _GIB:.3g} GiB in memory and"
+            f" {limit / _GIB:.3g} GiB fits ({origin}); {hint}use fewer or smaller images, or raise"
+            " --config.data.memory_limit_gib"
+        )
 
     where = name or source, Path(data_dir or "").expanduser(), num_classes, check_fits
     if source == "image_folder":
@@ -126,6 +142,8 @@ def _load_tfds(name, data_dir, num_classes, check_fits) -> ImageDataset:
     """A prepared TFDS directory, read without TensorFlow and without a network."""
     import tensorflow_datasets as tfds
 
+    from gc_nc.data.tfds_reader import TfdsImages, read_labels
+
     if not re.fullmatch(r"\w+(:\d+\.\d+\.\d+)?", name):
         raise InputError(
             f"TFDS set {name!r} is not a name or name:version, such as cifar10 or cifar10:3.0.2;"
@@ -155,17 +173,12 @@ def _load_tfds(name, data_dir, num_classes, check_fits) -> ImageDataset:
     if None in shape:
         raise InputError(f"{name} has images of differing sizes {shape}; one size is needed")
     counts = {split: builder.info.splits[split].num_examples for split in ("train", "test")}
-    check_fits(sum(counts.values()) * int(np.prod(shape)))
+    in_memory = check_fits(sum(counts.values()) * int(np.prod(shape)))
 
     def read(split):
-        records = builder.as_data_source(split=split)
-        images = np.empty((counts[split], *shape), np.uint8)
-        labels = np.empty(counts[split], np.int64)
-        for start in range(0, counts[split], _READ_BLOCK):
-            stop = min(start + _READ_BLOCK, counts[split])
-            for i, record in enumerate(records.__getitems__(range(start, stop)), start):
-                images[i], labels[i] = record["image"], record["label"]
-        return images, labels
+        source = TfdsImages(builder, split)
+        images = source.read(np.arange(counts[split])) if in_memory else StreamedImages([source])
+        return images, read_labels(builder, split)
 
     label = features["label"]
     return make_dataset(
@@ -255,7 +268,7 @@ def _load_image_folder(
         folder, image_size, classes, images_per_class, check_fits
     )
     parts = hold_out(labels, class_names, holdout, seed)
-    train, test = ((images[rows], labels[rows]) for rows in parts)
+    train, test = ((take_images(images, rows), labels[rows]) for rows in parts)
     return make_dataset(name, train, test, num_classes or len(class_names), class_names)
 
 
@@ -269,3 +282,6 @@ _LOADERS: dict[str, Callable[..., ImageDataset]] = {
 
 #: What `load_dataset` reads.
 SOURCES = tuple(_LOADERS)
+
+#: Of these, what it can leave unread.
+STREAMED_SOURCES = ("tfds", "image_folder")

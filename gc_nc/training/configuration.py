@@ -48,8 +48,11 @@ def default_config() -> ConfigDict:
                 "data_dir": config_dict.placeholder(str),
                 # Where the source does not say: default one more than the largest label.
                 "num_classes": config_dict.placeholder(int),
-                # Default half of the device's free memory.
+                # What the images may take. Default half of the device's free memory.
                 "memory_limit_gib": config_dict.placeholder(float),
+                # Whether images are read while they are used (of "tfds" and "image_folder").
+                # Default where they do not fit.
+                "streaming": config_dict.placeholder(bool),
                 # Mean 0, variance 1 a channel; False leaves pixels in [0, 1]. GC scales with it.
                 "standardize": True,
                 # Random crops after padding by so many pixels, and left-right flips.

@@ -32,6 +32,7 @@ def load_run_data(config: ConfigDict) -> TransferDataset:
         data.data_dir,
         num_classes=data.num_classes,
         memory_limit_gib=data.memory_limit_gib,
+        streaming=data.streaming,
         image_size=data.image_size,
         classes=needed_classes(split),
         images_per_class=classes.images_per_class,

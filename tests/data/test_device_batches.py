@@ -1,5 +1,7 @@
 """Order, normalisation and augmentation of device-resident batches."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +37,16 @@ def test_order_is_a_function_of_seed_and_epoch_alone():
     # Nor does it depend on where one starts.
     np.testing.assert_array_equal(by_three.indices(8), ExampleOrder(7, 15, 3).indices(8))
     assert not np.array_equal(by_three.indices(0), ExampleOrder(8, 15, 3).indices(0))
+
+
+def test_indices_are_those_that_are_located_whatever_thread_asks_for_them():
+    order = ExampleOrder(3, 10, 4)
+    steps = np.random.default_rng(0).integers(0, 50, 200).tolist()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(order.indices, steps))
+    for step, indices in zip(steps, found, strict=True):
+        located, offset = order.locate(step)
+        np.testing.assert_array_equal(indices, located[offset : offset + 4], strict=True)
 
 
 def test_a_batch_larger_than_the_set_is_refused():

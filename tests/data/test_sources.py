@@ -227,4 +227,4 @@ def test_a_tfds_set_that_does_not_fit_is_refused_before_it_is_read(tmp_path):
     for records in (tmp_path / "mnist" / "3.0.1").glob("*array_record*"):
         records.write_bytes(b"")
     with pytest.raises(InputError, match="GiB fits"):
-        load_dataset("tfds", "mnist", str(tmp_path), memory_limit_gib=1e-9)
+        load_dataset("tfds", "mnist", str(tmp_path), memory_limit_gib=1e-9, streaming=False)

@@ -1,7 +1,8 @@
 """Every metric of a network over all of a split, with padding that counts nowhere."""
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from gc_nc import metrics
 from gc_nc.compilation import jit_for_device
 from gc_nc.data.datasets import ImageSplit
 from gc_nc.data.device_batches import Normalization, normalize
+from gc_nc.data.streamed_images import StreamedImages
+from gc_nc.data.streaming import PaddedBatch, stream_in_order
 from gc_nc.models import embed_fn
 from gc_nc.training.placement import Placement
 from gc_nc.training.step import cross_entropy
@@ -36,22 +39,58 @@ def gc_subset(seed: int, num_examples: int, subset_size: int) -> np.ndarray:
     return np.sort(rng.permutation(num_examples)[:subset_size]).astype(np.int32)
 
 
+def on_device(split: ImageSplit, placement: Placement | None = None) -> ImageSplit:
+    """The split where it is computed with; streamed images stay where they are."""
+    if isinstance(split.images, StreamedImages):
+        return split
+    return jax.device_put(split) if placement is None else placement.replicate(split)
+
+
+def device_batches(
+    split: ImageSplit, batch_size: int, placement: Placement | None = None
+) -> Iterator[tuple[ImageSplit | PaddedBatch, int]]:
+    """What `forward_batch` takes as split and start, for all examples once."""
+    if not isinstance(split.images, StreamedImages):
+        yield from ((split, start) for start in range(0, split.labels.shape[0], batch_size))
+        return
+    rows = None if placement is None else placement.process_rows(batch_size)
+    with contextlib.closing(stream_in_order(split, batch_size, rows=rows)) as batches:
+        for batch in batches:
+            placed = jax.device_put(batch) if placement is None else placement.divide_batch(batch)
+            yield placed, 0
+
+
+def images_of(
+    split: ImageSplit, subset: np.ndarray, placement: Placement | None = None
+) -> jax.Array:
+    """Some images of a split, on the device."""
+    images = split.images[subset]
+    if placement is None or not isinstance(images, np.ndarray):
+        return jnp.asarray(images)
+    return placement.replicate(images)
+
+
 def forward_batch(variables, split, start, *, model, normalization, batch_size, placement=None):
     """Logits, embeddings, labels and weights of the examples from `start` on, to be jitted.
 
-    Static shapes: past the end the last example is repeated, with weight 0.
+    Static shapes: past the end the last example is repeated, with weight 0. A PaddedBatch is taken
+    as it is.
     """
-    num_examples = split.labels.shape[0]
-    rows = start + jnp.arange(batch_size)
-    weights = (rows < num_examples).astype(jnp.float32)
-    rows = jnp.minimum(rows, num_examples - 1)
+    if isinstance(split, PaddedBatch):
+        images, labels, weights = split
+    else:
+        num_examples = split.labels.shape[0]
+        rows = start + jnp.arange(batch_size)
+        weights = (rows < num_examples).astype(jnp.float32)
+        rows = jnp.minimum(rows, num_examples - 1)
+        images, labels = split.images[rows], split.labels[rows]
     # Metrics never see TF32, whatever the network trains in.
     with jax.default_matmul_precision("highest"):
-        inputs = normalize(split.images[rows], normalization)
+        inputs = normalize(images, normalization)
         if placement is not None:
             inputs = placement.constrain_batch(inputs)
         logits, embeddings = model.apply(variables, inputs, train=False)
-    return logits, embeddings, split.labels[rows], weights
+    return logits, embeddings, labels, weights
 
 
 @partial(
@@ -88,7 +127,7 @@ def evaluation_sums(
     Args:
       model: gives (logits, embedding).
       variables: parameters, with the head's at params/head, and running statistics.
-      split: on the device.
+      split: by `on_device`.
       normalization: of the pixels.
       num_classes: C.
       batch_size: examples at a time.
@@ -112,8 +151,8 @@ def evaluation_sums(
         "batch_size": batch_size,
         "placement": placement,
     }
-    for start in range(0, split.labels.shape[0], batch_size):
-        sums = _add_batch(sums, variables, split, start, **static)
+    for batch, start in device_batches(split, batch_size, placement):
+        sums = _add_batch(sums, variables, batch, start, **static)
         if report:
             jax.block_until_ready(sums)
             report()
@@ -162,7 +201,7 @@ def evaluate_split(
     Args:
       model: gives (logits, embedding).
       variables: parameters and running statistics.
-      split: on the device.
+      split: by `on_device`.
       normalization: of the pixels.
       subset: indices of the examples on which GC is estimated.
       key: of the probes.
@@ -182,7 +221,7 @@ def evaluate_split(
     if placement is not None:
         embed = placement.divide_embedding(embed)
         chunk_size = _EXAMPLES_A_DEVICE * placement.num_devices
-    inputs = normalize(split.images[subset], normalization)
+    inputs = normalize(images_of(split, subset, placement), normalization)
     sums = evaluation_sums(
         model,
         variables,

@@ -22,7 +22,12 @@ from gc_nc.errors import InputError
 from gc_nc.models import build_model
 from gc_nc.training.configuration import check_config, default_config, flatten
 from gc_nc.training.run_data import load_run_data
-from gc_nc.training.run_directory import read_json_object, to_json, write_atomically
+from gc_nc.training.run_directory import (
+    read_data_facts,
+    read_json_object,
+    to_json,
+    write_atomically,
+)
 from gc_nc.training.step import init_state, make_optimizer
 
 
@@ -157,7 +162,7 @@ def open_run(
     with config.unlocked():
         if data_dir is not None:
             config.data.data_dir = data_dir
-    facts, normalization = _read_data_facts(workdir / "metadata.json")
+    facts, normalization = read_data_facts(workdir / "metadata.json")
     key = json.dumps(config.data.to_dict(), sort_keys=True)
     data = datasets.get(key) if datasets is not None else None
     if data is None:
@@ -239,19 +244,6 @@ def _read_config(path: Path) -> ConfigDict:
         raise InputError(f"{path} does not fit this version of gc_nc ({error})") from error
     check_config(config)
     return config
-
-
-def _read_data_facts(path: Path) -> tuple[dict[str, Any], Normalization]:
-    metadata = read_json_object(path)
-    try:
-        facts = metadata["data"]
-        fields = facts["normalization"]
-        normalization = Normalization(tuple(fields["mean"]), tuple(fields["std"]))
-        kept = ("num_train", "num_test", "num_classes", "image_shape", "class_names")
-        held = {"held_class_names": facts.get("held_class_names")}
-        return {name: facts[name] for name in kept} | held, normalization
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path} lacks what was noted of the data ({error!r})") from error
 
 
 def _check_same_data(workdir: Path, facts: dict[str, Any], data: TransferDataset) -> None:

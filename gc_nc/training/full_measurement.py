@@ -15,7 +15,13 @@ from gc_nc.compilation import jit_for_device
 from gc_nc.data.datasets import ImageSplit
 from gc_nc.data.device_batches import Normalization, normalize
 from gc_nc.models import embed_fn
-from gc_nc.training.evaluation import evaluation_sums, forward_batch, gc_subset
+from gc_nc.training.evaluation import (
+    device_batches,
+    evaluation_sums,
+    forward_batch,
+    gc_subset,
+    on_device,
+)
 from gc_nc.training.finished_run import FinishedRun
 from gc_nc.training.step import cross_entropy
 
@@ -72,7 +78,7 @@ def measure_run(
       neural_collapse_bound_paper and bound_poincare_constant among their values.
     """
     seed = run.config.seed
-    on_device = {name: jax.device_put(getattr(run.dataset, name)) for name in splits}
+    placed = {name: on_device(getattr(run.dataset, name)) for name in splits}
     key = jax.random.fold_in(jax.random.key(seed), _KEY_STREAM)
     for step in steps:
         variables = run.variables(step)
@@ -92,7 +98,7 @@ def measure_run(
                 subset_seed=seed,
                 report=lambda part, where=f"step {step} {name}": report(f"{where}: {part}"),
             )
-            for name, split in on_device.items()
+            for name, split in placed.items()
         }
         for name, measurement in measured.items():
             others = [other for other in measured if other != name] or [name]
@@ -150,7 +156,7 @@ def measure_split(
     Args:
       model: gives (logits, embedding).
       variables: parameters, with the head's at params/head, and running statistics.
-      split: on the device.
+      split: by `on_device`.
       normalization: of the pixels.
       num_classes: C.
       batch_size: examples at a time; the last batch is padded, and the padding has weight 0.
@@ -190,8 +196,8 @@ def measure_split(
     statistics = sums.statistics
     num_present = int(statistics.num_present)
     num_differing = 0.0
-    for start in range(0, num_examples, batch_size):
-        num_differing += float(_nc4_batch(statistics, variables, split, start, **per_batch))
+    for batch, start in device_batches(split, batch_size):
+        num_differing += float(_nc4_batch(statistics, variables, batch, start, **per_batch))
         report("NC4")
 
     subset = gc_subset(subset_seed, num_examples, gc_examples)
@@ -213,7 +219,7 @@ def measure_split(
             _MeanLoss(model),
             {name: value for name, value in variables.items() if name != "params"},
             normalize(split.images[flat_subset], normalization),
-            split.labels[flat_subset],
+            jnp.asarray(split.labels[flat_subset]),
         )
         for (name, measure), flatness_key in zip(_FLATNESS.items(), flatness_keys, strict=True):
             flatness |= jax.device_get(measure(loss_fn, variables["params"], flatness_key))

@@ -24,20 +24,28 @@ from gc_nc.data.device_batches import (
     identity_normalization,
 )
 from gc_nc.data.sources import free_device_memory
+from gc_nc.data.streamed_images import StreamedImages
+from gc_nc.data.streaming import stream_batches
 from gc_nc.errors import InputError
 from gc_nc.models import build_model
 from gc_nc.training import run_directory
 from gc_nc.training.checkpoints import Checkpoints, StorageError
 from gc_nc.training.configuration import check_config
 from gc_nc.training.decisions import Decisions
-from gc_nc.training.evaluation import evaluate_split, gc_subset, monitor_complexity
+from gc_nc.training.evaluation import evaluate_split, gc_subset, monitor_complexity, on_device
 from gc_nc.training.penalties import make_penalty, penalty_weight
 from gc_nc.training.placement import Placement, is_main_process, largest_of_all, wait_for_all
 from gc_nc.training.progress import Progress
 from gc_nc.training.run_data import load_run_data
 from gc_nc.training.run_figure import draw_run
 from gc_nc.training.signals import Interrupted, noting_signals
-from gc_nc.training.step import TrainState, init_state, make_optimizer, train_step
+from gc_nc.training.step import (
+    TrainState,
+    init_state,
+    make_optimizer,
+    train_step,
+    train_step_on_batch,
+)
 
 
 class DivergedError(RuntimeError):
@@ -128,11 +136,8 @@ class _Run:
                 f"config.data.crop_padding={data.crop_padding} is more than half of the"
                 f" {images.shape[1]}x{images.shape[2]} images"
             )
-        self._normalization: Normalization = (
-            channel_normalization(images)
-            if data.standardize
-            else identity_normalization(images.shape[3])
-        )
+        self._streamed = isinstance(images, StreamedImages)
+        self._normalization = self._find_normalization(images)
         self._order = ExampleOrder(config.seed, len(images), config.batch_size)
         self._model = build_model(
             config.model.name,
@@ -151,6 +156,14 @@ class _Run:
             name: gc_subset(config.seed, len(split.labels), config.evaluation.gc_examples)
             for name, split in self._host_splits.items()
         }
+
+    def _find_normalization(self, images: np.ndarray | StreamedImages) -> Normalization:
+        if not self._config.data.standardize:
+            return identity_normalization(images.shape[3])
+        if self._streamed and (self._workdir / "metadata.json").exists():
+            # Spares a run that goes on the reading of all images.
+            return run_directory.read_data_facts(self._workdir / "metadata.json")[1]
+        return channel_normalization(images)
 
     def data_facts(self) -> dict[str, Any]:
         dataset = self._dataset
@@ -188,7 +201,9 @@ class _Run:
         state = self._initial_state()
         if placement.num_devices > 1:
             state = placement.replicate(state)
-        self._splits = placement.replicate(self._host_splits)
+        self._splits = {
+            name: on_device(split, placement) for name, split in self._host_splits.items()
+        }
         keys = jax.jit(partial(_run_keys, config.seed), **placement.jit_options)()
         self._augment_key, self._probe_key, self._penalty_key, self._monitor_key = keys
         # Never both in one program: XLA's CPU backend runs convolutions inside a conditional many
@@ -196,12 +211,11 @@ class _Run:
         self._plain_step, self._penalised_step = (
             jit_for_device(
                 partial(
-                    train_step,
+                    self._step_function(),
                     model=self._model,
                     optimizer=self._optimizer,
                     normalization=self._normalization,
                     augmentation=Augmentation(config.data.crop_padding, config.data.flip),
-                    batch_size=config.batch_size,
                     l2=config.optimizer.l2,
                     penalty=penalty,
                     precision=config.precision,
@@ -257,8 +271,23 @@ class _Run:
             if 0 < config.monitor.every_steps < config.num_steps:
                 # Compiles it before the steps whose speed is logged.
                 self._watch(state, step)
+            self._batches = stack.enter_context(self._stream_from(step))
             self._take_steps(state, step)
         return self._finish()
+
+    def _step_function(self) -> Callable:
+        if self._streamed:
+            return train_step_on_batch
+        return partial(train_step, batch_size=self._config.batch_size)
+
+    def _stream_from(self, step: int) -> contextlib.AbstractContextManager:
+        """A context of the batches from a step on; of None for a set that is on the device."""
+        if not self._streamed:
+            return contextlib.nullcontext()
+        size, steps = self._config.batch_size, self._config.num_steps
+        rows = self._placement.process_rows(size)
+        split = self._host_splits["train"]
+        return contextlib.closing(stream_batches(split, self._order, step, steps, rows=rows))
 
     def _take_steps(self, state: TrainState, step: int) -> None:
         config = self._config
@@ -307,10 +336,14 @@ class _Run:
             started, counted_from = time.perf_counter(), step
 
     def _step(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, jax.Array]]:
-        order, offset = self._order.locate(step)
-        if order is not self._located:
-            self._located, self._placed_order = order, self._placement.replicate(order)
-        arguments = state, self._splits["train"], self._placed_order, offset, self._augment_key
+        if self._batches is not None:
+            batch = self._placement.divide_batch(next(self._batches))
+            arguments = state, batch, self._augment_key
+        else:
+            order, offset = self._order.locate(step)
+            if order is not self._located:
+                self._located, self._placed_order = order, self._placement.replicate(order)
+            arguments = state, self._splits["train"], self._placed_order, offset, self._augment_key
         weight = penalty_weight(self._config, step)
         if weight:
             return self._penalised_step(*arguments, self._penalty_key, np.float32(weight))

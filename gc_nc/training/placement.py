@@ -82,6 +82,14 @@ class Placement:
             lambda rows: jax.make_array_from_process_local_data(self._divided, rows), tree
         )
 
+    def process_rows(self, batch_size: int) -> slice | None:
+        """The rows of a batch that this process loads for `divide_batch`; None for all."""
+        count = jax.process_count()
+        if count == 1:
+            return None
+        size = batch_size // count
+        return slice(jax.process_index() * size, (jax.process_index() + 1) * size)
+
     def constrain_batch(self, tree: Any) -> Any:
         """In a program: divides arrays (B, ...) among the devices, if these divide B."""
         if self.num_devices == 1:

@@ -15,6 +15,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from gc_nc.data.device_batches import Normalization
 from gc_nc.errors import InputError
 from gc_nc.training.configuration import default_config, flatten
 from gc_nc.training.placement import is_main_process, wait_for_all
@@ -182,6 +183,24 @@ def create_run_directory(workdir: Path, config: ConfigDict, data: dict[str, Any]
                 write_atomically(workdir / name, to_json(value))
     except OSError as error:
         raise InputError(f"workdir {workdir} cannot be written: {error}") from error
+
+
+def read_data_facts(path: Path) -> tuple[dict[str, Any], Normalization]:
+    """What metadata.json says of the data that a run was trained on.
+
+    Raises:
+      InputError: it cannot be read, or lacks it.
+    """
+    metadata = read_json_object(path)
+    try:
+        facts = metadata["data"]
+        fields = facts["normalization"]
+        normalization = Normalization(tuple(fields["mean"]), tuple(fields["std"]))
+        kept = ("num_train", "num_test", "num_classes", "image_shape", "class_names")
+        held = {"held_class_names": facts.get("held_class_names")}
+        return {name: facts[name] for name in kept} | held, normalization
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} lacks what was noted of the data ({error!r})") from error
 
 
 def _resolved(config: ConfigDict) -> dict[str, Any]:

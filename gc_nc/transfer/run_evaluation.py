@@ -20,7 +20,13 @@ from gc_nc.data.datasets import ImageSplit
 from gc_nc.data.device_batches import normalize
 from gc_nc.errors import InputError
 from gc_nc.models import embed_fn
-from gc_nc.training.evaluation import evaluation_sums, forward_batch, gc_subset
+from gc_nc.training.evaluation import (
+    device_batches,
+    evaluation_sums,
+    forward_batch,
+    gc_subset,
+    on_device,
+)
 from gc_nc.training.finished_run import FinishedRun
 from gc_nc.transfer.array_cache import cached_arrays, checksum
 from gc_nc.transfer.episode_evaluation import (
@@ -264,7 +270,7 @@ def num_reports(num_steps: int, num_tasks: int) -> int:
 
 def _source_arrays(run, variables, step, gc_examples, gc_probes) -> dict[str, np.ndarray]:
     batch_size = run.config.evaluation.batch_size
-    train, test = (jax.device_put(split) for split in (run.dataset.train, run.dataset.test))
+    train, test = (on_device(split) for split in (run.dataset.train, run.dataset.test))
 
     def sums(split):
         return evaluation_sums(
@@ -325,7 +331,7 @@ def _embed_batch(variables, split, start, **static):
 
 def _embed(run: FinishedRun, variables, images: ClassImages) -> np.ndarray:
     """(N, K), every image once."""
-    split = jax.device_put(ImageSplit(images.images, images.labels))
+    split = on_device(ImageSplit(images.images, images.labels))
     batch_size = min(run.config.evaluation.batch_size, len(images.labels))
     static = {
         "model": run.model,
@@ -333,8 +339,8 @@ def _embed(run: FinishedRun, variables, images: ClassImages) -> np.ndarray:
         "batch_size": batch_size,
     }
     batches = [
-        _embed_batch(variables, split, start, **static)
-        for start in range(0, len(images.labels), batch_size)
+        _embed_batch(variables, batch, start, **static)
+        for batch, start in device_batches(split, batch_size)
     ]
     return np.concatenate(jax.device_get(batches))[: len(images.labels)]
 

@@ -1,0 +1,89 @@
+"""A run whose images are read while it trains is the run whose images are in memory."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from gc_nc.data.streamed_images import StreamedImages
+from gc_nc.training import loop, run_directory
+from gc_nc.training.finished_run import open_run
+from gc_nc.training.full_measurement import measure_run
+from gc_nc.training.progress import Progress
+
+
+@pytest.fixture
+def folder_run(tiny_run, tmp_path):
+    """The tiny run on 24 images in folders, with all that depends on the order of examples."""
+    config, workdir = tiny_run
+    rng = np.random.default_rng(1)
+    for name, level in (("dark", 60), ("light", 180)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(0, 60, (8, 8, 3)) + level
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "images" / name / f"{i}.png")
+    config.data.source, config.data.data_dir = "image_folder", str(tmp_path / "images")
+    config.data.image_size = 8
+    config.data.flip = True
+    config.batch_size = 5
+    config.gc_penalty.weight, config.gc_penalty.every_steps = 1e-3, 2
+    return config, workdir
+
+
+def without_clock(workdir):
+    return [
+        {name: value for name, value in record.items() if "per_sec" not in name}
+        for record in run_directory.read_records(workdir)
+    ]
+
+
+def streamed(config):
+    other = config.copy_and_resolve_references()
+    with other.unlocked():
+        other.data.streaming = True
+    return other
+
+
+def test_a_streamed_run_is_the_resident_one_also_when_it_goes_on(folder_run, monkeypatch):
+    config, workdir = folder_run
+    places = [workdir.with_name(name) for name in ("resident", "streamed")]
+    results = loop.train(config, places[0])
+    config = streamed(config)
+
+    advance, steps = Progress.advance, []
+
+    def die(self):
+        advance(self)
+        steps.append(1)
+        if len(steps) == 7:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "advance", die)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(config, places[1])
+    with monkeypatch.context() as patch:
+        # A run that goes on does not read all images to normalise them.
+        patch.setattr(loop, "channel_normalization", None)
+        assert loop.train(config, places[1]) == results
+    assert without_clock(places[0]) == without_clock(places[1])
+    runs = [open_run(place) for place in places]
+    assert isinstance(runs[1].dataset.train.images, StreamedImages)
+    for a, b in zip(*(jax.tree.leaves(run.variables(8)) for run in runs), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # And what measures the run afterwards streams too.
+    options = {"steps": (8,), "splits": ("train",), "flatness_examples": 4}
+    measured = [
+        next(measure_run(run, gc_examples=6, gc_probes=1, report=lambda _: None, **options))
+        for run in runs
+    ]
+    assert measured[0][1]["train"].values == measured[1][1]["train"].values
+
+
+def test_streamed_batches_are_divided_among_devices(folder_run):
+    config, workdir = folder_run
+    config.batch_size = 8
+    places = [workdir.with_name(name) for name in ("resident", "streamed")]
+    for place, chosen in zip(places, (config, streamed(config)), strict=True):
+        loop.train(chosen, place, lambda: jax.devices()[:4])
+    assert without_clock(places[0]) == without_clock(places[1])

@@ -1,0 +1,133 @@
+"""Sweeps as a user meets them: real runs, mistakes, two commands at once."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+CONFIG = """
+from gc_nc.sweeps import grid
+from gc_nc.training.configuration import default_config
+
+def get_config():
+    config = default_config()
+    config.data.source = "npz"
+    config.data.data_dir = {data!r}
+    config.model.width = 0.02
+    config.batch_size = 2
+    config.num_steps = 4
+    config.evaluation.every_steps = 0
+    config.monitor.every_steps = 0
+    return config
+
+def get_sweep():
+    return {sweep}
+"""
+
+
+@pytest.fixture
+def sweep_of(tmp_path, tiny_run):
+    """The command line of a sweep of tiny runs; get_sweep's return value is given as text."""
+    config, _ = tiny_run
+
+    def command(sweep, *arguments):
+        path = tmp_path / "sweep_config.py"
+        path.write_text(CONFIG.format(data=config.data.data_dir, sweep=sweep))
+        return [
+            *(sys.executable, "-m", "experiments.sweep"),
+            *(f"--config={path}", f"--workdir={tmp_path / 'sweep'}", *arguments),
+        ]
+
+    command.workdir = tmp_path / "sweep"
+    return command
+
+
+def start(command):
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+
+
+def run(command):
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_two_sweeps_at_once_share_the_members_and_a_failure_stops_none(sweep_of):
+    # The middle one's loss is infinite at the first step.
+    command = sweep_of('grid({"optimizer.learning_rate": (0.1, 1e30, 0.2)})', "--max_parallel=2")
+    first, second = start(command), start(command)
+    for process in (first, second):
+        stdout, stderr = process.communicate(timeout=300)
+        assert (process.returncode, stderr) == (1, "")
+        table = stdout.splitlines()[-4:]
+        assert table[0].split()[:2] == ["optimizer.learning_rate=0.1", "done"]
+        assert table[1].split()[:3] == ["optimizer.learning_rate=1e+30", "failed", "the"]
+        assert "the loss became" in table[1]
+        assert table[2].split()[:2] == ["optimizer.learning_rate=0.2", "done"]
+        assert table[3] == "3 members: 2 done, 1 failed"
+    workdir = sweep_of.workdir
+    for rate in (0.1, 0.2):
+        run_directory = workdir / f"optimizer.learning_rate={rate}"
+        config = json.loads((run_directory / "config.json").read_text())
+        assert config["optimizer"]["learning_rate"] == rate
+        records = (run_directory / "metrics.jsonl").read_text().splitlines()
+        steps = [json.loads(record)["step"] for record in records]
+        assert steps == sorted(set(steps))
+    assert len(json.loads((workdir / "sweep.json").read_text())) == 3
+    # Only the failed one is tried again; what is done is untouched.
+    done = workdir / "optimizer.learning_rate=0.1"
+    before = {path: path.stat().st_mtime_ns for path in done.rglob("*")}
+    logs = workdir / "logs" / "optimizer.learning_rate=0.1.log"
+    written = logs.read_text()
+    again = run(command)
+    assert again.returncode == 1
+    assert "2 of 3 were done before" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in done.rglob("*")} == before
+    assert logs.read_text() == written
+
+
+@pytest.mark.parametrize(
+    ("sweep", "arguments", "message"),
+    [
+        ('[{"seed": 1}, {"optimizer.lr": 1}]', [], "did you mean optimizer.l2?"),
+        ('[{"schedule.boundaries": (0.5,)}]', ["--config.schedule.boundaries[0]=0.4"], "varies"),
+        ('[{"seed": 1}]', ["--max_parallel=0"], "--max_parallel=0 must be at least 1"),
+        ("None", [], "must return overrides in a list, not None"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_starts(sweep_of, sweep, arguments, message):
+    done = run(sweep_of(sweep, *arguments))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert not sweep_of.workdir.exists()
+
+
+def test_ctrl_c_has_the_members_save(sweep_of):
+    command = sweep_of(
+        'grid({"seed": (0, 1, 2)})', "--max_parallel=2", "--config.num_steps=1000000"
+    )
+    process = start(command)
+    logs = [sweep_of.workdir / f"seed={i}" / "metrics.jsonl" for i in range(2)]
+    deadline = time.monotonic() + 120
+    while not all(log.exists() and "batch/loss" in log.read_text() for log in logs):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stderr) == (130, "")
+    table = stdout.splitlines()[-4:]
+    for i in range(2):
+        assert table[i].startswith(f"seed={i}  stopped  stopped at step ")
+        step = int(table[i].split("step ")[1].split(";")[0])
+        assert (sweep_of.workdir / f"seed={i}" / "checkpoints" / str(step)).is_dir()
+    assert table[2:] == ["seed=2  pending", "3 members: 2 stopped, 1 pending"]
+    assert not (sweep_of.workdir / "seed=2").exists()

@@ -53,16 +53,12 @@ def make_slots(max_parallel: int, gpus: int) -> list[Slot]:
     cores, which is slower than one member after the other.
 
     Args:
-      max_parallel: members at once.
+      max_parallel: members at once, at least 1.
       gpus: of each member.
 
     Raises:
-      InputError: fewer than one member, or there are not so many GPUs.
+      InputError: there are not so many GPUs.
     """
-    if max_parallel < 1:
-        raise InputError(f"--max_parallel={max_parallel} must be at least 1")
-    if gpus < 0:
-        raise InputError(f"--gpus={gpus} must be at least 0")
     if gpus:
         there = _visible_gpus()
         if len(there) < max_parallel * gpus:

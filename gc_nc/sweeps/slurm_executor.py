@@ -34,7 +34,7 @@ from gc_nc.training.finished_run import read_config
 from gc_nc.training.run_directory import read_json_object, to_json, write_atomically
 from gc_nc.training.signals import Interrupted, noting_signals
 
-# How long before its end a job is told, to save.
+# How long before its end a job is told, to save: so much, or a quarter of a short job's time.
 _SIGNAL_SECONDS = 120
 # A job that runs out of time goes on in another, from its checkpoint; without end would be a job
 # that saves nothing in its time.
@@ -206,7 +206,7 @@ def _executor(workdir: Path, options: SlurmOptions, max_parallel: int) -> Any:
         slurm_partition=options.partition,
         slurm_account=options.account,
         slurm_array_parallelism=max_parallel,
-        slurm_signal_delay_s=_SIGNAL_SECONDS,
+        slurm_signal_delay_s=min(_SIGNAL_SECONDS, 15 * options.minutes),
         # Slurm's own requeueing, after a failure of the node, is off on some clusters.
         slurm_additional_parameters={"requeue": True, **options.sbatch},
     )

@@ -1,7 +1,6 @@
 """Sweeps on a real Slurm of one node: parallelism, a failure, a preemption."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -19,29 +18,36 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[2]
 
-# The third diverges at its first step; the others are long enough to be preempted, at some hundred
-# steps a second.
+# Two that are long enough to be preempted, at some hundred steps a second; then one that diverges.
 CONFIG = """
 from gc_nc.sweeps import grid
 from gc_nc.training.configuration import default_config
 
 def get_config():
     config = default_config()
+    config.data.source = "npz"
+    config.data.data_dir = {data!r}
     config.model.width = 0.02
     config.batch_size = 2
-    config.num_steps = {num_steps}
     config.evaluation.every_steps = 0
-    config.evaluation.gc_examples = 8
     config.monitor.every_steps = 0
     config.log_every_steps = 20
     config.checkpoint.every_steps = 0
     return config
 
 def get_sweep():
-    return grid({{"optimizer.learning_rate": (0.01, 0.02, 1e30, 0.03)}})
+    long = grid({{"num_steps": [{long}], "optimizer.learning_rate": (0.01, 0.02)}})
+    return long + grid({{"num_steps": [{short}], "optimizer.learning_rate": (1e30, 0.03)}})
 """
 
-NAMES = [f"optimizer.learning_rate={rate}" for rate in (0.01, 0.02, 1e30, 0.03)]
+LONG, SHORT = 2000, 100
+FAILING = f"num_steps={SHORT},optimizer.learning_rate=1e+30"
+LENGTHS = {
+    f"num_steps={LONG},optimizer.learning_rate=0.01": LONG,
+    f"num_steps={LONG},optimizer.learning_rate=0.02": LONG,
+    FAILING: SHORT,
+    f"num_steps={SHORT},optimizer.learning_rate=0.03": SHORT,
+}
 
 
 @pytest.fixture
@@ -64,8 +70,9 @@ def running_jobs():
     return done.stdout.split()
 
 
-def test_a_sweep_of_four_two_at_a_time_with_a_failure_and_a_preemption(slurm, tmp_path):
-    (tmp_path / "config.py").write_text(CONFIG.format(num_steps=1500))
+def test_a_sweep_of_four_two_at_a_time_with_a_failure_and_a_preemption(slurm, tiny_run, tmp_path):
+    data = tiny_run[0].data.data_dir
+    (tmp_path / "config.py").write_text(CONFIG.format(data=data, long=LONG, short=SHORT))
     workdir = tmp_path / "sweep"
     sweep = subprocess.Popen(
         [
@@ -77,7 +84,6 @@ def test_a_sweep_of_four_two_at_a_time_with_a_failure_and_a_preemption(slurm, tm
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     most, preempted, deadline = 0, None, time.monotonic() + 240
     while sweep.poll() is None:
@@ -85,7 +91,7 @@ def test_a_sweep_of_four_two_at_a_time_with_a_failure_and_a_preemption(slurm, tm
         running = running_jobs()
         most = max(most, len(running))
         if preempted is None:
-            started = [name for name in NAMES if "batch/loss" in read(workdir / name)]
+            started = [name for name in LENGTHS if "batch/loss" in read(workdir / name)]
             if len(running) == 2 and started:
                 # Takes three of the four cores for a second: one of the two running has to go.
                 preempted = running
@@ -100,19 +106,19 @@ def test_a_sweep_of_four_two_at_a_time_with_a_failure_and_a_preemption(slurm, tm
     assert (sweep.returncode, stderr) == (1, ""), stdout
     assert most == 2
     table = stdout.splitlines()[-5:]
-    assert [row.split()[:2] for row in table[:4]] == [
-        [name, "failed" if "1e+30" in name else "done"] for name in NAMES
-    ]
+    assert {row.split()[0]: row.split()[1] for row in table[:4]} == {
+        name: "failed" if name == FAILING else "done" for name in LENGTHS
+    }
     assert "the loss became" in table[2]
     assert table[4] == "4 members: 3 done, 1 failed"
-    logs = [(workdir / "logs" / f"{name}.log").read_text() for name in NAMES]
-    requeued = [log for log in logs if "going on from the checkpoint of step" in log]
-    assert len(requeued) == 1
-    assert requeued[0].count("=== started") == 2
-    step = int(re.search(r"going on from the checkpoint of step (\d+)", requeued[0]).group(1))
-    assert 0 < step < 1500
-    for name in set(NAMES) - {NAMES[2]}:
-        assert json.loads((workdir / name / "results.json").read_text())["step"] == 1500
+    logs = [(workdir / "logs" / f"{name}.log").read_text() for name in LENGTHS]
+    (requeued,) = (log for log in logs if "going on from the checkpoint of step" in log)
+    assert requeued.count("=== started") == 2
+    step = int(re.search(r"going on from the checkpoint of step (\d+)", requeued).group(1))
+    assert 0 < step < LONG
+    for name in LENGTHS.keys() - {FAILING}:
+        results = json.loads((workdir / name / "results.json").read_text())
+        assert results["step"] == LENGTHS[name]
 
 
 def read(run):

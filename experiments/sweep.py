@@ -59,9 +59,7 @@ def main(argv: list[str]) -> None:
         raise InputError("--workdir is missing; name the folder of this sweep, as in runs/sweep")
     workdir = Path(_WORKDIR.value).expanduser()
     flag = flags.FLAGS["config"]
-    # Of a tuple's element ("boundaries[0]") the tuple.
-    fixed = {key.partition("[")[0] for key in flag.override_values}
-    members = make_members(base, read_sweep(flag.config_filename), fixed)
+    members = make_members(base, read_sweep(flag.config_filename), fixed=flag.override_values)
     run = _on_slurm if _EXECUTOR.value == "slurm" else _here
     outcomes, signal_number = run(members, workdir)
     print(outcome_table(outcomes))

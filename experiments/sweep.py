@@ -75,7 +75,9 @@ def _here(members, workdir):
     slots = make_slots(_MAX_PARALLEL.value, _GPUS.value)
     open_sweep(workdir, members)
     cache = flags.FLAGS.compilation_cache_dir
-    common = [] if cache is None else [f"--compilation_cache_dir={cache}"]
+    common = ["--distributed=no"]
+    if cache is not None:
+        common.append(f"--compilation_cache_dir={cache}")
 
     def command(member: Member) -> list[str]:
         # Not the config file itself: it may change while the sweep runs.

@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from gc_nc.errors import InputError
 from gc_nc.sweeps.members import Member
 from gc_nc.sweeps.sweep_directory import (
     config_path,
+    in_use,
     is_done,
     locked,
     log_path,
@@ -30,8 +33,14 @@ from gc_nc.sweeps.sweep_status import (
     start_line,
 )
 from gc_nc.training import loop
+from gc_nc.training.checkpoints import StorageError
 from gc_nc.training.finished_run import read_config
-from gc_nc.training.run_directory import read_json_object, to_json, write_atomically
+from gc_nc.training.run_directory import (
+    RunInUseError,
+    read_json_object,
+    to_json,
+    write_atomically,
+)
 from gc_nc.training.signals import Interrupted, noting_signals
 
 # How long before its end a job is told, to save: so much, or a quarter of a short job's time.
@@ -89,13 +98,14 @@ class MemberJob:
                 loop.train(
                     read_config(config_path(self._workdir, self._name)),
                     run_path(self._workdir, self._name),
+                    jax.local_devices,
                 )
             except Interrupted as stop:
                 if _asks_to_requeue(stop.signal_number):
                     # The state is saved: submitit calls `checkpoint`, requeues the job and exits.
                     signal.raise_signal(_requeue_signal())
                 _fail(str(stop), 128 + stop.signal_number)
-            except (InputError, loop.DivergedError) as error:
+            except (InputError, RunInUseError, StorageError, loop.DivergedError) as error:
                 _fail(str(error), 1)
 
     def checkpoint(self):
@@ -291,7 +301,8 @@ def _wait(
                     gone[name] += 1
                     if gone[name] < _GONE_AFTER:
                         continue
-                    outcomes[name] = Outcome(State.FAILED, _why(workdir, name, jobs[name]))
+                    state = State.ELSEWHERE if in_use(workdir, name) else State.FAILED
+                    outcomes[name] = Outcome(state, _why(workdir, name, jobs[name]))
                 left.remove(name)
                 progress.finished(name, outcomes[name])
             least, most = _POLL_SECONDS

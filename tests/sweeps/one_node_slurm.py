@@ -1,6 +1,7 @@
 """A Slurm of one node for tests: its four daemons in one folder, without accounting."""
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -46,6 +47,8 @@ def why_not() -> str:
     missing = [name for name in DAEMONS if shutil.which(name) is None]
     if missing:
         return f"{', '.join(missing)} not installed"
+    if importlib.util.find_spec("submitit") is None:
+        return "submitit is not installed"
     return "" if os.getuid() == 0 else "its daemons change users, which takes root"
 
 

@@ -1,6 +1,8 @@
 """Sweeps as a user meets them: real runs, mistakes, two commands at once."""
 
+import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from gc_nc.sweeps.members import make_members
+
 ROOT = Path(__file__).parents[2]
 
+# Programs that other tests' runs compile too.
 CONFIG = """
 from gc_nc.sweeps import grid
 from gc_nc.training.configuration import default_config
@@ -21,6 +26,7 @@ def get_config():
     config.data.data_dir = {data!r}
     config.model.width = 0.02
     config.batch_size = 2
+    config.optimizer.learning_rate = 0.1
     config.num_steps = 4
     config.evaluation.every_steps = 0
     config.monitor.every_steps = 0
@@ -50,7 +56,12 @@ def sweep_of(tmp_path, tiny_run):
 
 def start(command):
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
     )
 
 
@@ -58,10 +69,17 @@ def run(command):
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
+def test_sweeps_of_configs_are_valid():
+    sizes = {}
+    for path in sorted(ROOT.glob("experiments/configs/[!_]*.py")):
+        module = importlib.import_module(f"experiments.configs.{path.stem}")
+        if hasattr(module, "get_sweep"):
+            sizes[path.stem] = len(make_members(module.get_config(), module.get_sweep()))
+    assert sizes == {"digits": 12}
+
+
 def test_two_sweeps_at_once_share_the_members_and_a_failure_stops_none(sweep_of):
-    command = sweep_of(
-        '[{"data.data_dir": "missing.npz"}] + grid({"optimizer.learning_rate": (0.1, 0.2)})'
-    )
+    command = sweep_of('[{"data.data_dir": "missing.npz"}] + grid({"seed": (1, 2)})')
     sweeps = start(command), start(command)
     for process in sweeps:
         stdout, stderr = process.communicate(timeout=300)
@@ -69,13 +87,13 @@ def test_two_sweeps_at_once_share_the_members_and_a_failure_stops_none(sweep_of)
         table = [row.split(maxsplit=2) for row in stdout.splitlines()[-4:]]
         assert table[0][:2] == ["data.data_dir=missing.npz", "failed"]
         assert "missing.npz does not exist" in table[0][2]
-        assert table[1][:2] == ["optimizer.learning_rate=0.1", "done"]
-        assert table[2][:2] == ["optimizer.learning_rate=0.2", "done"]
+        assert table[1][:2] == ["seed=1", "done"]
+        assert table[2][:2] == ["seed=2", "done"]
         assert table[3] == ["3", "members:", "2 done, 1 failed"]
-    for rate in (0.1, 0.2):
-        name = f"optimizer.learning_rate={rate}"
+    for seed in (1, 2):
+        name = f"seed={seed}"
         config = json.loads((sweep_of.workdir / name / "config.json").read_text())
-        assert config["optimizer"]["learning_rate"] == rate
+        assert config["seed"] == seed
         # One process trained it, once.
         log = (sweep_of.workdir / "logs" / f"{name}.log").read_text()
         assert log.count("step 4/4") == 1
@@ -112,7 +130,8 @@ def test_ctrl_c_has_the_members_save(sweep_of):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    # As a terminal does, to the whole group.
+    os.killpg(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate(timeout=120)
     assert (process.returncode, stderr) == (130, "")
     table = stdout.splitlines()[-4:]

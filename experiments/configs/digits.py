@@ -3,10 +3,18 @@
 Reproduces no figure of the paper; it is the small run that shows every metric moving.
 
     python -m experiments.train --config=experiments/configs/digits.py --workdir=runs/digits
+
+Its sweep is four learning rates with three seeds each:
+
+    python -m experiments.sweep --config=experiments/configs/digits.py --workdir=runs/digits_sweep
+        --max_parallel=2
 """
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from gc_nc.sweeps import grid
 from gc_nc.training.configuration import default_config
 
 
@@ -19,3 +27,8 @@ def get_config() -> ConfigDict:
     config.evaluation.every_steps = 100
     config.checkpoint.every_steps = 500
     return config
+
+
+def get_sweep() -> list[dict[str, Any]]:
+    """Learning rate and seed."""
+    return grid({"optimizer.learning_rate": (0.025, 0.05, 0.1, 0.2), "seed": range(3)})

@@ -158,7 +158,7 @@ def open_run(
     steps = _checkpoint_steps(workdir)
     if not steps:
         raise InputError(f"workdir {workdir} has no checkpoint yet; let experiments.train go on")
-    config = _read_config(workdir / "config.json")
+    config = read_config(workdir / "config.json")
     with config.unlocked():
         if data_dir is not None:
             config.data.data_dir = data_dir
@@ -230,13 +230,18 @@ def _checkpoint_steps(workdir: Path) -> tuple[int, ...]:
         return tuple(sorted(int(step) for step in manager.all_steps()))
 
 
-def _read_config(path: Path) -> ConfigDict:
+def read_config(path: Path) -> ConfigDict:
+    """The config in a config.json.
+
+    Keys that came after it have their defaults, which do what was done before.
+
+    Raises:
+      InputError: it cannot be read, or has what this version does not know or allow.
+    """
     stored, config = read_json_object(path), default_config()
-    # Keys that came later are left at their defaults, which do what was done before.
     for key in sorted(flatten(stored).keys() - flatten(config).keys()):
         raise InputError(
-            f"{path} has a key unknown here: {key}; measure the run with the version of gc_nc that"
-            " made it"
+            f"{path} has a key unknown here: {key}; use the version of gc_nc that made it"
         )
     try:
         config.update(stored)

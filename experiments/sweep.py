@@ -1,0 +1,107 @@
+"""Trains every member of a config's sweep, on this machine or on a Slurm cluster.
+
+    python -m experiments.sweep --config=experiments/configs/digits.py --workdir=DIR
+        [--max_parallel=N] [--gpus=N] [--config.KEY=VALUE ...]
+    python -m experiments.sweep --config=FILE --workdir=DIR --executor=slurm --partition=NAME
+        --time=MINUTES --gpus=N --max_parallel=N [--sbatch=KEY=VALUE ...]
+
+The config file has, beside get_config(), a get_sweep() that returns a list of overrides; see
+gc_nc.sweeps.grid. Each member is a run in DIR/NAME, named by its overrides, with its output in
+DIR/logs/NAME.log. The same command again does what is missing, and only that.
+
+Exit codes: 0 all members are done; 1 some are not, and the table says why; 2 bad input, nothing was
+started; 128 + its number stopped by a signal (130 Ctrl-C, 143 SIGTERM): here the members have saved
+their state, on a cluster they go on.
+"""
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import launcher, stored_config
+from gc_nc.errors import InputError
+from gc_nc.sweeps.local_executor import make_slots, run_locally
+from gc_nc.sweeps.members import Member, make_members, read_sweep
+from gc_nc.sweeps.slurm_executor import SlurmOptions, run_on_slurm
+from gc_nc.sweeps.sweep_directory import config_path, open_sweep, run_path
+from gc_nc.sweeps.sweep_status import State, outcome_table
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Config file with get_sweep(); --config.KEY=VALUE changes all members.",
+    lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the sweep, with one for each run.")
+_EXECUTOR = flags.DEFINE_enum("executor", "local", ("local", "slurm"), "Where the runs run.")
+_MAX_PARALLEL = flags.DEFINE_integer("max_parallel", 1, "Runs at once.", lower_bound=1)
+_GPUS = flags.DEFINE_integer("gpus", 0, "GPUs of each run.", lower_bound=0)
+_SLURM_FLAGS = (
+    flags.DEFINE_string("partition", None, "Slurm: of the jobs."),
+    flags.DEFINE_integer(
+        "time", None, "Slurm: minutes of a job; a longer run takes several.", lower_bound=1
+    ),
+    flags.DEFINE_integer("cpus", None, "Slurm: cores of each run.", lower_bound=1),
+    flags.DEFINE_string("account", None, "Slurm: who pays."),
+    flags.DEFINE_list("sbatch", None, "Slurm: other options, as in mem=32G,constraint=a100."),
+)
+
+
+def main(argv: list[str]) -> None:
+    """Runs what is missing and prints the table."""
+    del argv
+    base = launcher.read_config(_CONFIG)
+    if not _WORKDIR.value:
+        raise InputError("--workdir is missing; name the folder of this sweep, as in runs/sweep")
+    workdir = Path(_WORKDIR.value).expanduser()
+    flag = flags.FLAGS["config"]
+    members = make_members(base, read_sweep(flag.config_filename), fixed=flag.override_values)
+    run = _on_slurm if _EXECUTOR.value == "slurm" else _here
+    outcomes, signal_number = run(members, workdir)
+    print(outcome_table(outcomes))
+    if signal_number is not None:
+        sys.exit(128 + signal_number)
+    sys.exit(any(outcome.state is not State.DONE for outcome in outcomes.values()))
+
+
+def _here(members, workdir):
+    for flag in _SLURM_FLAGS:
+        if flag.value is not None:
+            raise InputError(f"--{flag.name} is for --executor=slurm")
+    slots = make_slots(_MAX_PARALLEL.value, _GPUS.value)
+    open_sweep(workdir, members)
+    cache = flags.FLAGS.compilation_cache_dir
+    common = ["--distributed=no"]
+    if cache is not None:
+        common.append(f"--compilation_cache_dir={cache}")
+
+    def command(member: Member) -> list[str]:
+        # Not the config file itself: it may change while the sweep runs.
+        config = f"{os.path.relpath(stored_config.__file__)}:{config_path(workdir, member.name)}"
+        run = run_path(workdir, member.name)
+        return [
+            *(sys.executable, "-m", "experiments.train"),
+            *(f"--config={config}", f"--workdir={run}", *common),
+        ]
+
+    return run_locally(members, workdir, command, slots)
+
+
+def _on_slurm(members, workdir):
+    partition, minutes, cpus, account, sbatch = (flag.value for flag in _SLURM_FLAGS)
+    options = {}
+    for option in sbatch or ():
+        key, has_value, value = option.partition("=")
+        options[key.lstrip("-")] = value if has_value else True
+    job = SlurmOptions(partition, minutes or 60, _GPUS.value, cpus, account, options)
+    open_sweep(workdir, members)
+    prepare = partial(launcher.use_compilation_cache, flags.FLAGS.compilation_cache_dir)
+    return run_on_slurm(members, workdir, job, max_parallel=_MAX_PARALLEL.value, prepare=prepare)
+
+
+if __name__ == "__main__":
+    launcher.run(main)

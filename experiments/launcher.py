@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import itertools
 import os
 import re
 import signal
@@ -36,8 +37,6 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
     def guarded_main(argv):
         try:
-            if len(argv) > 1:
-                raise InputError(f"unexpected argument {argv[1]!r}; flags are --name=value")
             use_compilation_cache(_CACHE_DIR.value)
             return main(argv)
         except InputError as error:
@@ -45,7 +44,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         except KeyboardInterrupt:
             fail("interrupted", EXIT_INTERRUPTED)
 
-    app.run(guarded_main, flags_parser=_parse_flags)
+    app.run(guarded_main, flags_parser=parse_flags)
 
 
 def use_compilation_cache(directory: str | None) -> None:
@@ -71,55 +70,102 @@ def read_config(flag: flags.FlagHolder) -> ConfigDict:
     """The config of a --config flag.
 
     Raises:
-      InputError: the flag is missing, or its file cannot be read.
+      InputError: the flag is missing, or its file cannot be read or makes no ConfigDict.
     """
-    if flag.value is None:
+    if flag.value is None and not flag.present:
         raise InputError(f"--{flag.name} is missing; try {_EXAMPLE_CONFIG}")
     try:
         # For a file that cannot be read the flag holds an object that raises when it is used.
-        flag.value.items()
+        flag.value.lock  # noqa: B018
     except OSError as error:
         raise InputError(f"--{flag.name}: {error}") from error
+    except AttributeError:
+        pass
+    if not isinstance(flag.value, ConfigDict):
+        raise InputError(
+            f"--{flag.name}: get_config() returned {type(flag.value).__name__}; return the"
+            " ConfigDict of default_config() with what you change"
+        )
     return flag.value
 
 
 def fail(message: str, exit_code: int) -> None:
     """Prints one line and exits."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    # What cannot be shown, such as a terminal's control sequences, is escaped.
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
+    print(f"error: {line}", file=sys.stderr)
     sys.exit(exit_code)
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Sets the flags from `argv`; a mistake is one line on stderr and exit code 2."""
     # Libraries report every file they touch at INFO.
     logging.set_verbosity(logging.WARNING)
+    overrides = _overrides(argv)
     try:
-        return flags.FLAGS(argv)
+        _check_keys(overrides)
+        remaining = flag_values(argv)
+    except InputError as error:
+        fail(str(error), EXIT_BAD_INPUT)
     except Exception as error:
         # A config file is code and may raise anything; absl and ml_collections raise half a dozen
         # types for a wrong override of it.
-        fail(_flag_message(argv, error), EXIT_BAD_INPUT)
-        raise
+        fail(_flag_message(argv, overrides, error), EXIT_BAD_INPUT)
+    if len(remaining) > 1:
+        fail(f"unexpected argument {remaining[1]!r}; flags are --name=value", EXIT_BAD_INPUT)
+    return remaining
 
 
-def _flag_message(argv: list[str], error: Exception) -> str:
-    """The error in one line, with the nearest key if an override names one that is not there."""
-    overrides = [re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in argv]
-    keys = _config_keys()
-    for match in filter(None, overrides):
-        key = match.group(1)
-        if keys and key not in keys:
-            near = difflib.get_close_matches(key, keys, n=1, cutoff=0.4)
-            hint = f"; did you mean config.{near[0]}?" if near else f"; keys are {', '.join(keys)}"
-            return f"config.{key} is not a key of this config{hint}"
-    lines = str(error.args[0] if error.args else error).strip().splitlines() or [repr(error)]
-    if isinstance(error, SyntaxError) or lines[0].startswith("Error whilst parsing"):
+def _overrides(argv: list[str]) -> list[tuple[str, str | None]]:
+    """Key and value of each override of the config; None where no value is given."""
+    found = []
+    for argument, following in itertools.pairwise([*argv[1:], "--"]):
+        if match := re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", argument, re.DOTALL):
+            negated, key, value = match.groups()
+            if value is None and not negated and not re.match(r"--?([a-zA-Z]|$)", following):
+                value = following
+            found.append((key, value))
+    return found
+
+
+def _check_keys(overrides: list[tuple[str, str | None]]) -> None:
+    """Refuses keys that are not there, with the nearest one, groups of keys and missing values."""
+    if not overrides:
+        return
+    from gc_nc.training.configuration import TYPE_NAMES, key_types
+
+    types = key_types()
+    for key, value in overrides:
+        if group := [f"config.{known}" for known in types if known.startswith(f"{key}.")]:
+            raise InputError(f"config.{key} is a group of keys; set {', '.join(group)} one by one")
+        if key not in types:
+            near = difflib.get_close_matches(key, types, n=1, cutoff=0.4)
+            hint = f"; did you mean config.{near[0]}?" if near else f"; keys are {', '.join(types)}"
+            raise InputError(f"config.{key} is not a key of this config{hint}")
+        if value is None and types[key] is not bool:
+            raise InputError(
+                f"config.{key} has no value; give {TYPE_NAMES[types[key]]} as --config.{key}=VALUE"
+            )
+
+
+def _flag_message(
+    argv: list[str], overrides: list[tuple[str, str | None]], error: Exception
+) -> str:
+    """The error in one line."""
+    text = str(error.args[0] if error.args else error).strip() or repr(error)
+    last_line = text.splitlines()[-1]
+    if isinstance(error, SyntaxError) or text.startswith("Error whilst parsing"):
         # A report of an error in the config file, whose last line is the error itself.
         files = [argument for argument in argv if argument.lstrip("-").startswith("config=")]
-        return f"{' '.join(files)}: {lines[-1]}"
-    return " ".join(lines)
+        return f"{' '.join(files)}: {last_line}"
+    from gc_nc.training.configuration import TYPE_NAMES, key_types, shown
 
-
-def _config_keys() -> list[str]:
-    from gc_nc.training.configuration import default_config, flatten
-
-    return list(flatten(default_config()))
+    for key, value in overrides:
+        # Of a tuple there is a list of the values given.
+        if text.startswith((f"flag --config.{key}={value}:", f"flag --config.{key}={[value]}:")):
+            return f"config.{key}={shown(value)} must be {TYPE_NAMES[key_types()[key]]}"
+    if overrides and isinstance(error, (MemoryError, RecursionError)):
+        # Python's parser gives up on brackets and signs that are nested thousands deep.
+        key, value = max(overrides, key=lambda override: len(override[1] or ""))
+        return f"config.{key}={shown(value)} is nested too deeply"
+    return text

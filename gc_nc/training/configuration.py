@@ -1,5 +1,6 @@
 """Every key of a run's configuration with its default, and the checks of its values."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,6 +28,15 @@ BEST_METRICS = tuple(
         "neural_collapse",
     )
 )
+
+#: What a value of each type is called in an error.
+TYPE_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    tuple: "a tuple, as in (0.5, 0.75) or ()",
+}
 
 # What the device's int32 and float32 hold.
 _MAX_INT = 2**31 - 1
@@ -174,8 +184,34 @@ def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[st
         if isinstance(value, (Mapping, ConfigDict)):
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
-            flat[prefix + key] = value
+            flat[f"{prefix}{key}"] = value
     return flat
+
+
+@functools.cache
+def key_types() -> dict[str, type]:
+    """The type of every key of `flatten(default_config())`; a default of None adds None to it."""
+
+    def types(config: ConfigDict, prefix: str) -> dict[str, type]:
+        found = {}
+        for key, value in config.items():
+            if isinstance(value, ConfigDict):
+                found |= types(value, f"{prefix}{key}.")
+            else:
+                found[prefix + key] = config.get_type(key)
+        return found
+
+    return types(default_config(), "")
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it: `repr`, cut short."""
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python refuses to write out an int of more than 4300 digits.
+        return "(thousands of digits)"
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def check_config(config: ConfigDict) -> None:
@@ -188,17 +224,23 @@ def check_config(config: ConfigDict) -> None:
     for key in flat.keys() ^ known.keys():
         state = "missing" if key in known else "not a known key"
         raise InputError(f"config.{key} is {state}; start from default_config()")
-    for key, value in flat.items():
-        if isinstance(value, float) and not abs(value) <= _MAX_FLOAT:
-            raise InputError(
-                f"config.{key}={value} must be a finite number of at most {_MAX_FLOAT:g}"
-            )
-        if isinstance(value, int) and value > _MAX_INT:
-            raise InputError(f"config.{key}={value} must be at most {_MAX_INT}")
 
     def require(key: str, allowed: bool, what: str) -> None:
         if not allowed:
-            raise InputError(f"config.{key}={flat[key]!r} must be {what}")
+            raise InputError(f"config.{key}={shown(flat[key])} must be {what}")
+
+    for key, allowed in key_types().items():
+        value = flat[key]
+        if value is None and known[key] is None:
+            continue
+        # A dict that replaces a group of keys brings types of its own.
+        fits = _is_number(value) if allowed is float else isinstance(value, allowed)
+        require(key, fits and (allowed is bool) == isinstance(value, bool), TYPE_NAMES[allowed])
+        if allowed is float:
+            what = f"a finite number of at most {_MAX_FLOAT:g}"
+            require(key, abs(value) <= _MAX_FLOAT, what)
+        elif allowed is int:
+            require(key, value <= _MAX_INT, f"at most {_MAX_INT}")
 
     for key, names in (
         ("data.source", SOURCES),
@@ -304,7 +346,9 @@ def _check_class_split(flat: dict[str, Any], require: Callable[[str, bool, str],
         require(f"data.classes.{part}", valid, only)
     counts = flat["data.classes.counts"]
     if kind == "random":
-        whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in counts)
+        whole = all(
+            isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= _MAX_INT for n in counts
+        )
         require(
             "data.classes.counts",
             len(counts) in (2, 3) and whole and min(counts[0], counts[-1]) >= 2,

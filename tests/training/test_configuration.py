@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from ml_collections import ConfigDict
 
 from gc_nc.errors import InputError
 from gc_nc.training.configuration import check_config, default_config, flatten
@@ -71,6 +72,26 @@ def test_bad_values_are_named(key, value, message):
     config = default_config()
     config.update_from_flattened_dict({key: value})
     with pytest.raises(InputError, match=message):
+        check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("group", "values", "message"),
+    [
+        ("optimizer", {"learning_rate": "a"}, "learning_rate='a' must be a number"),
+        ("optimizer", {"momentum": None}, "momentum=None must be a number"),
+        ("checkpoint", {"keep": 2.5}, "keep=2.5 must be a whole number"),
+        ("checkpoint", {"keep": True}, "keep=True must be a whole number"),
+        ("data", {"flip": 1}, "flip=1 must be true or false"),
+        ("data", {"name": 1}, "name=1 must be text"),
+        ("schedule", {"boundaries": 0.5}, "boundaries=0.5 must be a tuple"),
+        ("data", {"image_size": 16**5000}, r"image_size=\(thousands of digits\) must be at most 2"),
+    ],
+)
+def test_a_group_replaced_by_one_of_other_types(group, values, message):
+    config = default_config().unlock()
+    config[group] = ConfigDict(config[group].to_dict() | values)
+    with pytest.raises(InputError, match=rf"config\.{group}\.{message}"):
         check_config(config)
 
 

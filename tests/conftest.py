@@ -6,6 +6,7 @@ import tempfile
 import jax
 import numpy as np
 import pytest
+from jax._src import compiler as jax_compiler
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -20,6 +21,11 @@ if "GC_NC_TEST_CACHE" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     # Of the processes that tests start, for the same reason as _quick_compilation.
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    # A small program compiles in less than half the time. Of this process too, which has not yet
+    # read it.
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    )
 jax.config.update("jax_compilation_cache_dir", os.environ["GC_NC_TEST_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -39,13 +45,26 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="no GPU"))
 
 
+_compile_options = jax_compiler.get_compile_options
+
+
+def _careful_compile_options(*args, env_options_overrides=None, **kwargs):
+    overrides = {"xla_cpu_use_fusion_emitters": True} | (env_options_overrides or {})
+    return _compile_options(*args, env_options_overrides=overrides, **kwargs)
+
+
 @pytest.fixture(autouse=True)
-def _quick_compilation(request):
+def _quick_compilation(request, monkeypatch):
     """Whole networks are compiled for a few steps; only the metrics' tests want XLA at its best."""
     with_care = "metrics" in request.path.parts or request.path.suffix != ".py"
     # These compare a metric with itself, in as many programs as there are metrics.
     with_care &= request.path.name not in ("test_transformations.py", "test_dtypes.py")
+    # And these look for a message, or compile with options of their own.
+    with_care &= "compiled_quickly" not in request.keywords
     jax.config.update("jax_disable_most_optimizations", not with_care)
+    if with_care:
+        # JAX has no public default for the options of a compilation.
+        monkeypatch.setattr(jax_compiler, "get_compile_options", _careful_compile_options)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
 

@@ -14,38 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from gc_nc.compilation import jit_for_device
-from gc_nc.data.class_splits import TransferDataset, held_class_names
-from gc_nc.data.device_batches import (
-    Augmentation,
-    ExampleOrder,
-    Normalization,
-    channel_normalization,
-    identity_normalization,
-)
-from gc_nc.data.sources import free_device_memory
-from gc_nc.data.streamed_images import StreamedImages
 from gc_nc.data.streaming import stream_batches
-from gc_nc.errors import InputError
-from gc_nc.models import build_model
 from gc_nc.training import run_directory
 from gc_nc.training.checkpoints import Checkpoints, StorageError
 from gc_nc.training.configuration import check_config
 from gc_nc.training.decisions import Decisions
-from gc_nc.training.evaluation import evaluate_split, gc_subset, monitor_complexity, on_device
-from gc_nc.training.penalties import make_penalty, penalty_weight
+from gc_nc.training.evaluation import evaluate_split, gc_subset, on_device
+from gc_nc.training.penalties import penalty_weight
 from gc_nc.training.placement import Placement, is_main_process, largest_of_all, wait_for_all
 from gc_nc.training.progress import Progress
 from gc_nc.training.run_data import load_run_data
 from gc_nc.training.run_figure import draw_run
+from gc_nc.training.run_setup import RunSetup
 from gc_nc.training.signals import Interrupted, noting_signals
-from gc_nc.training.step import (
-    TrainState,
-    init_state,
-    make_optimizer,
-    train_step,
-    train_step_on_batch,
-)
+from gc_nc.training.step import TrainState
 
 
 class DivergedError(RuntimeError):
@@ -85,7 +67,7 @@ def train(
         return results
     placement = Placement(find_devices())
     placement.check_batch_size(config.batch_size)
-    run = _Run(config, workdir, load_run_data(config), placement)
+    setup = RunSetup(config, workdir, load_run_data(config), placement)
     with run_directory.hold_run(workdir):
         # Another process may have begun or ended the run meanwhile.
         run_directory.check_run_directory(workdir, config)
@@ -93,9 +75,9 @@ def train(
             return results
         try:
             if is_main_process():
-                run_directory.create_run_directory(workdir, config, run.data_facts())
+                run_directory.create_run_directory(workdir, config, setup.data_facts())
             wait_for_all("the run's directory is there")
-            results = run.until_done()
+            results = _Run(setup, workdir).until_done()
             if is_main_process():
                 # Last: it is what marks the run as finished.
                 text = run_directory.to_json(results)
@@ -119,124 +101,25 @@ _AGREE_EVERY = 10
 
 
 class _Run:
-    """What one run holds fixed: data on the device, compiled steps, its place in a directory."""
+    """A run that goes on: its state's place in the directory, its records and decisions."""
 
-    def __init__(
-        self, config: ConfigDict, workdir: Path, divided: TransferDataset, placement: Placement
-    ):
-        self._config = config
-        self._placement = placement
+    def __init__(self, setup: RunSetup, workdir: Path):
+        self._setup = setup
+        self._config = setup.config
+        self._placement = setup.placement
         self._workdir = workdir
-        self._dataset = dataset = divided.source
-        self._held_names = held_class_names(divided)
-        images = dataset.train.images
-        data = config.data
-        if 2 * data.crop_padding > min(images.shape[1:3]):
-            raise InputError(
-                f"config.data.crop_padding={data.crop_padding} is more than half of the"
-                f" {images.shape[1]}x{images.shape[2]} images"
-            )
-        self._streamed = isinstance(images, StreamedImages)
-        self._normalization = self._find_normalization(images)
-        self._order = ExampleOrder(config.seed, len(images), config.batch_size)
-        self._model = build_model(
-            config.model.name,
-            dataset.num_classes,
-            width=config.model.width,
-            batch_norm=config.model.batch_norm,
-            dtype=jnp.dtype(config.model.dtype),
-        )
-        # Whatever the network trains in, it is measured in float32.
-        self._measured_model = self._model.clone(dtype=jnp.dtype(jnp.float32))
-        self._penalty = make_penalty(config, self._model, images.shape[1:])
-        self._optimizer = make_optimizer(config)
-        self._check_model_fits()
-        self._host_splits = {"train": dataset.train, "test": dataset.test}
-        self._subsets = {
-            name: gc_subset(config.seed, len(split.labels), config.evaluation.gc_examples)
-            for name, split in self._host_splits.items()
-        }
-
-    def _find_normalization(self, images: np.ndarray | StreamedImages) -> Normalization:
-        if not self._config.data.standardize:
-            return identity_normalization(images.shape[3])
-        if self._streamed and (self._workdir / "metadata.json").exists():
-            # Spares a run that goes on the reading of all images.
-            return run_directory.read_data_facts(self._workdir / "metadata.json")[1]
-        return channel_normalization(images)
-
-    def data_facts(self) -> dict[str, Any]:
-        dataset = self._dataset
-        return {
-            "name": dataset.name,
-            "num_train": len(dataset.train.labels),
-            "num_test": len(dataset.test.labels),
-            "image_shape": dataset.train.images.shape[1:],
-            "num_classes": dataset.num_classes,
-            "class_names": dataset.class_names,
-            "held_class_names": self._held_names,
-            # The units of geometric complexity: inputs are (pixel / 255 - mean) / std.
-            "normalization": self._normalization._asdict(),
-            "gc_examples": {split: len(subset) for split, subset in self._subsets.items()},
-        }
-
-    def _initial_state(self) -> TrainState:
-        image_shape = self._dataset.train.images.shape[1:]
-        return init_state(self._config.seed, self._model, self._optimizer, image_shape)
-
-    def _check_model_fits(self) -> None:
-        state = jax.eval_shape(self._initial_state)
-        state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-        # A step holds the gradients, and the next state before it drops the last.
-        needed, free = 3 * state_bytes, free_device_memory()
-        if needed > free:
-            raise InputError(
-                f"config.model.width={self._config.model.width} makes a training state that needs"
-                f" {needed / 2**30:.3g} GiB and {free / 2**30:.3g} GiB are free; lower it"
-            )
 
     def until_done(self) -> dict[str, Any]:
         config = self._config
         placement = self._placement
-        state = self._initial_state()
-        if placement.num_devices > 1:
-            state = placement.replicate(state)
+        state = self._setup.initial_state()
         self._splits = {
-            name: on_device(split, placement) for name, split in self._host_splits.items()
+            name: on_device(split, placement) for name, split in self._setup.splits.items()
         }
         keys = jax.jit(partial(_run_keys, config.seed), **placement.jit_options)()
         self._augment_key, self._probe_key, self._penalty_key, self._monitor_key = keys
-        # Never both in one program: XLA's CPU backend runs convolutions inside a conditional many
-        # times slower, so the host chooses by the step number.
-        self._plain_step, self._penalised_step = (
-            jit_for_device(
-                partial(
-                    self._step_function(),
-                    model=self._model,
-                    optimizer=self._optimizer,
-                    normalization=self._normalization,
-                    augmentation=Augmentation(config.data.crop_padding, config.data.flip),
-                    l2=config.optimizer.l2,
-                    penalty=penalty,
-                    precision=config.precision,
-                    placement=placement,
-                ),
-                donate_argnames="state",
-                **placement.jit_options,
-            )
-            for penalty in (None, self._penalty)
-        )
-        self._monitor = jit_for_device(
-            partial(
-                monitor_complexity,
-                model=self._measured_model,
-                normalization=self._normalization,
-                num_probes=config.monitor.probes,
-                placement=placement,
-            ),
-            **placement.jit_options,
-        )
-        split = self._host_splits["train"]
+        self._programs = self._setup.compile()
+        split = self._setup.splits["train"]
         # By the same seed a part of the evaluation's examples, and as random.
         num_watched = min(config.monitor.examples, config.evaluation.gc_examples)
         watched = gc_subset(config.seed, len(split.labels), num_watched)
@@ -259,7 +142,7 @@ class _Run:
             self._log = run_directory.MetricLog(self._workdir, resume_step)
             stack.callback(self._log.close)
             self._received = stack.enter_context(noting_signals(self._progress.say))
-            self._decisions = Decisions(config, len(self._dataset.train.labels))
+            self._decisions = Decisions(config, len(self._setup.dataset.train.labels))
             self._located = None
             step = resume_step or 0
             evaluations = _evaluations(self._log.records)
@@ -275,19 +158,14 @@ class _Run:
             self._take_steps(state, step)
         return self._finish()
 
-    def _step_function(self) -> Callable:
-        if self._streamed:
-            return train_step_on_batch
-        return partial(train_step, batch_size=self._config.batch_size)
-
     def _stream_from(self, step: int) -> contextlib.AbstractContextManager:
         """A context of the batches from a step on; of None for a set that is on the device."""
-        if not self._streamed:
+        if not self._setup.streamed:
             return contextlib.nullcontext()
         size, steps = self._config.batch_size, self._config.num_steps
         rows = self._placement.process_rows(size)
-        split = self._host_splits["train"]
-        return contextlib.closing(stream_batches(split, self._order, step, steps, rows=rows))
+        split = self._setup.splits["train"]
+        return contextlib.closing(stream_batches(split, self._setup.order, step, steps, rows=rows))
 
     def _take_steps(self, state: TrainState, step: int) -> None:
         config = self._config
@@ -340,14 +218,14 @@ class _Run:
             batch = self._placement.divide_batch(next(self._batches))
             arguments = state, batch, self._augment_key
         else:
-            order, offset = self._order.locate(step)
+            order, offset = self._setup.order.locate(step)
             if order is not self._located:
                 self._located, self._placed_order = order, self._placement.replicate(order)
             arguments = state, self._splits["train"], self._placed_order, offset, self._augment_key
         weight = penalty_weight(self._config, step)
         if weight:
-            return self._penalised_step(*arguments, self._penalty_key, np.float32(weight))
-        return self._plain_step(*arguments)
+            return self._programs.penalised_step(*arguments, self._penalty_key, np.float32(weight))
+        return self._programs.plain_step(*arguments)
 
     def _signal(self, step: int, *, ask_now: bool = False) -> int:
         """The signal that one of the run's processes got, or 0; all hear of it at the same step."""
@@ -357,7 +235,7 @@ class _Run:
 
     def _watch(self, state: TrainState, step: int) -> dict[str, jax.Array]:
         key = jax.random.fold_in(self._monitor_key, step)
-        return self._monitor(state.variables, self._watched_images, key)
+        return self._programs.monitor(state.variables, self._watched_images, key)
 
     def _evaluation_is_due(self, step: int) -> bool:
         return step in (0, self._config.num_steps) or _due(
@@ -371,13 +249,13 @@ class _Run:
         for i, (split, arrays) in enumerate(self._splits.items()):
             key = jax.random.fold_in(jax.random.fold_in(self._probe_key, step), i)
             measured = evaluate_split(
-                self._measured_model,
+                self._setup.measured_model,
                 state.variables,
                 arrays,
-                self._normalization,
-                self._subsets[split],
+                self._setup.normalization,
+                self._setup.subsets[split],
                 key,
-                num_classes=self._dataset.num_classes,
+                num_classes=self._setup.dataset.num_classes,
                 batch_size=config.batch_size,
                 gc_probes=config.gc_probes,
                 placement=self._placement,
@@ -411,7 +289,7 @@ class _Run:
     def _stop_diverged(self, what: str) -> None:
         saved = self._checkpoints.latest_step()
         causes = "config.optimizer.learning_rate"
-        if self._penalty:
+        if self._setup.penalised:
             causes += " or config.gc_penalty.weight"
         raise DivergedError(
             f"{what} (last good checkpoint: {'none' if saved is None else f'step {saved}'}); lower"
@@ -419,15 +297,15 @@ class _Run:
         )
 
     def _finish(self) -> dict[str, Any]:
-        config = self._config
+        config, setup = self._config, self._setup
         if is_main_process():
             draw_run(
                 _evaluations(self._log.records),
                 self._workdir / "figures" / "run.png",
-                title=f"{config.model.name} (width {config.model.width:g}) on {self._dataset.name}",
+                title=f"{config.model.name} (width {config.model.width:g}) on {setup.dataset.name}",
                 subtitle=(
-                    f"GC of the embedding on {len(self._subsets['train'])} fixed training and"
-                    f" {len(self._subsets['test'])} test images, in model-input units"
+                    f"GC of the embedding on {len(setup.subsets['train'])} fixed training and"
+                    f" {len(setup.subsets['test'])} test images, in model-input units"
                 ),
             )
         last = dict(_evaluations(self._log.records)[-1])

@@ -20,6 +20,7 @@ from gc_nc.errors import InputError
 from gc_nc.training import loop, run_directory
 from gc_nc.training.placement import Placement
 from gc_nc.training.progress import Progress
+from gc_nc.training.run_setup import RunSetup
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +37,7 @@ def long_run(tiny_run):
     config.num_steps = 20
     # Rounding differs between numbers of devices, and large steps make much of it.
     config.optimizer.learning_rate, config.optimizer.momentum = 0.01, 0.0
+    config.model.width = 0.2
     config.model.batch_norm = True
     config.data.flip = True
     config.data.crop_padding = 1
@@ -76,8 +78,8 @@ def alone(config, workdir):
 
 
 def last_state(config, workdir, count=1):
-    run = loop._Run(config, workdir, loop.load_run_data(config), Placement(jax.devices()[:count]))
-    like = run._placement.replicate(run._initial_state())
+    placement = Placement(jax.devices()[:count])
+    like = RunSetup(config, workdir, loop.load_run_data(config), placement).initial_state()
     with loop.Checkpoints(workdir / "checkpoints", keep=2) as checkpoints:
         return checkpoints.restore(20, like)
 
@@ -135,21 +137,19 @@ def test_r5_batch_norm_sees_the_whole_batch():
     assert float(found["var"][0]) == 1
 
 
-def test_every_device_works_on_its_own_part(long_run):
+def test_every_device_works_on_its_own_part():
     """Otherwise all of the above would hold of devices that all do everything."""
-    config, workdir = long_run
-    run = loop._Run(config, workdir, loop.load_run_data(config), Placement(jax.devices()[:4]))
-    shapes = []
+    placement, shapes = Placement(jax.devices()[:4]), []
 
     @jax.jit
     def look(batch):
-        batch = run._placement.constrain_batch(batch)
+        batch = placement.constrain_batch(batch)
         jax.debug.inspect_array_sharding(
             batch, callback=lambda sharding: shapes.append(sharding.shard_shape(batch.shape))
         )
         return batch
 
-    look(run._placement.replicate(np.zeros((8, 3))))
+    look(placement.replicate(np.zeros((8, 3))))
     assert shapes == [(2, 3)]
 
 

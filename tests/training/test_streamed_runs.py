@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from gc_nc.data.streamed_images import StreamedImages
-from gc_nc.training import loop, run_directory
+from gc_nc.training import loop, run_directory, run_setup
 from gc_nc.training.finished_run import open_run
 from gc_nc.training.full_measurement import measure_run
 from gc_nc.training.progress import Progress
@@ -64,7 +64,7 @@ def test_a_streamed_run_is_the_resident_one_also_when_it_goes_on(folder_run, mon
             loop.train(config, places[1])
     with monkeypatch.context() as patch:
         # A run that goes on does not read all images to normalise them.
-        patch.setattr(loop, "channel_normalization", None)
+        patch.setattr(run_setup, "channel_normalization", None)
         assert loop.train(config, places[1]) == results
     assert without_clock(places[0]) == without_clock(places[1])
     runs = [open_run(place) for place in places]

@@ -40,7 +40,7 @@ _DATA_DIR = flags.DEFINE_string(
 _SETS = flags.DEFINE_string("sets", "", "Only sets whose name contains this.")
 
 _BATCH_SIZE, _WIDTH = 32, 0.25
-_REPETITIONS, _STEPS, _FOLDER_IMAGES = 7, 24, 2000
+_REPETITIONS, _STEPS, _FOLDER_IMAGES = 5, 16, 2000
 _INPUT_GOAL, _STEP_GOAL = 1.0, 1.05
 
 # name: (network, suffix and size of the files or None for TFDS, size of the images)

@@ -20,6 +20,7 @@ from gc_nc.training.evaluation import (
     evaluation_sums,
     forward_batch,
     gc_subset,
+    images_of,
     on_device,
 )
 from gc_nc.training.finished_run import FinishedRun
@@ -203,7 +204,7 @@ def measure_split(
     subset = gc_subset(subset_seed, num_examples, gc_examples)
     norms = metrics.estimate_jacobian_norms(
         embed_fn(model, variables),
-        normalize(split.images[subset], normalization),
+        normalize(images_of(split, subset), normalization),
         gc_key,
         num_probes=gc_probes,
     )
@@ -218,7 +219,7 @@ def measure_split(
         loss_fn = jax.tree_util.Partial(
             _MeanLoss(model),
             {name: value for name, value in variables.items() if name != "params"},
-            normalize(split.images[flat_subset], normalization),
+            normalize(images_of(split, flat_subset), normalization),
             jnp.asarray(split.labels[flat_subset]),
         )
         for (name, measure), flatness_key in zip(_FLATNESS.items(), flatness_keys, strict=True):

@@ -133,6 +133,8 @@ class _Run:
             resume_step = restored.step
             self._progress = Progress(resume_step or 0, config.num_steps)
             stack.callback(self._progress.close)
+            if self._setup.streamed:
+                self._progress.say("images are read while they are used (config.data.streaming)")
             for line in restored.unreadable:
                 self._progress.say(line)
             if resume_step is not None:
@@ -151,8 +153,9 @@ class _Run:
             evaluated = bool(evaluations) and evaluations[-1]["step"] == step
             if self._evaluation_is_due(step) and not evaluated:
                 self._evaluate(state, step)
+            # Compiled before the steps whose speed is logged.
+            _all_finite((state.params, state.opt_state))
             if 0 < config.monitor.every_steps < config.num_steps:
-                # Compiles it before the steps whose speed is logged.
                 self._watch(state, step)
             self._batches = stack.enter_context(self._stream_from(step))
             self._take_steps(state, step)

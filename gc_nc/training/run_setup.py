@@ -137,6 +137,7 @@ class RunSetup:
             "num_classes": dataset.num_classes,
             "class_names": dataset.class_names,
             "held_class_names": self._held_names,
+            "streamed": self.streamed,
             # The units of geometric complexity: inputs are (pixel / 255 - mean) / std.
             "normalization": self.normalization._asdict(),
             "gc_examples": {split: len(subset) for split, subset in self.subsets.items()},

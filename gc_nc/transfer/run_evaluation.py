@@ -25,6 +25,7 @@ from gc_nc.training.evaluation import (
     evaluation_sums,
     forward_batch,
     gc_subset,
+    images_of,
     on_device,
 )
 from gc_nc.training.finished_run import FinishedRun
@@ -287,7 +288,7 @@ def _source_arrays(run, variables, step, gc_examples, gc_probes) -> dict[str, np
     key = jax.random.fold_in(jax.random.key(run.config.seed), _KEY_STREAM)
     gc = metrics.estimate_geometric_complexity(
         embed_fn(run.model, variables),
-        normalize(train.images[subset], run.normalization),
+        normalize(images_of(train, subset), run.normalization),
         jax.random.fold_in(key, step),
         num_probes=gc_probes,
     )

@@ -11,7 +11,7 @@ import pytest
 from gc_nc import metrics
 from gc_nc.data.device_batches import normalize
 from gc_nc.models import build_model, embed_fn
-from gc_nc.training import evaluation, loop, run_directory
+from gc_nc.training import evaluation, loop, run_directory, run_setup
 from gc_nc.training.checkpoints import Checkpoints
 from gc_nc.training.finished_run import open_run
 from gc_nc.training.penalties import GCPenalty
@@ -208,7 +208,7 @@ def test_bfloat16_trains_in_it_and_keeps_and_measures_float32(tiny_run, monkeypa
         dtypes.append(dtype)
         return build_model(*arguments, dtype=dtype, **options)
 
-    monkeypatch.setattr(loop, "build_model", noting)
+    monkeypatch.setattr(run_setup, "build_model", noting)
     config.model.dtype = "bfloat16"
     config.model.batch_norm = True
     config.optimizer.learning_rate = 1e-3

@@ -236,7 +236,7 @@ def test_r1_a_failed_background_write_is_an_error(tiny_run, monkeypatch):
 
     config, workdir = tiny_run
     monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", fail)
-    with pytest.raises(StorageError, match=r"disk full.*goes on from step 8"):
+    with pytest.raises(StorageError, match=r"disk full\).*the same command goes on"):
         loop.train(config, workdir)
     assert not (workdir / "results.json").exists()
 

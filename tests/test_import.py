@@ -23,6 +23,8 @@ def test_r6_no_import_starts_a_backend():
         "gc_nc.models",
         "gc_nc.data.sources",
         "gc_nc.training.loop",
+        "gc_nc.sweeps.local_executor",
+        "gc_nc.sweeps.slurm_executor",
         "experiments.train",
         "experiments.prepare",
     )

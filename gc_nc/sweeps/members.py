@@ -136,8 +136,8 @@ def _make_member(base: ConfigDict, overrides: Mapping[Any, Any], fixed: Collecti
                 f"the sweep varies {key}, so --config.{key} cannot set it; leave one of them out"
             )
         _override(config, key, _plain(value))
-    typed = {key: value for key, value in flatten(config).items() if key in overrides}
-    typed = dict(sorted(typed.items()))
+    flat = flatten(config)
+    typed = {key: flat[key] for key in sorted(overrides)}
     return Member(_name(typed), typed, config.lock())
 
 

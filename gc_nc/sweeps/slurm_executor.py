@@ -305,8 +305,9 @@ def _wait(
                     outcomes[name] = Outcome(state, _why(workdir, name, jobs[name]))
                 left.remove(name)
                 progress.finished(name, outcomes[name])
-            least, most = _POLL_SECONDS
-            _sleep(min(most, max(least, (now - started) / 20)) if left else 0, received)
+            if left:
+                least, most = _POLL_SECONDS
+                _sleep(min(most, max(least, (now - started) / 20)), received)
     if received:
         print(
             "the jobs go on; the same command waits for them, and this ends them: scancel"
@@ -333,8 +334,13 @@ def _why(workdir: Path, name: str, job: str) -> str:
     # An earlier job's start says nothing of this one.
     if f" in job {job} on " in last.partition("\n")[0] and (error := error_in(last)):
         return error
-    # What ended before or beside training: imports, a limit of memory or of time, scancel.
+    # What ended before or beside training: imports, a limit of memory or of time, scancel. Slurm's
+    # own word says more than what came of it.
     stderr = workdir / "slurm" / f"{job}_0_log.err"
     lines = stderr.read_text("utf-8", "replace").splitlines() if stderr.exists() else []
-    errors = [line for line in lines if "error" in line.lower()]
-    return errors[-1] if errors else f"job {job} ended without results and without an error"
+    errors = [line for line in lines if "error" in line.lower() and "JOB REQUEUE" not in line]
+    slurm_errors = [line for line in errors if line.startswith("slurmstepd")]
+    for found in (slurm_errors, errors):
+        if found:
+            return found[-1]
+    return f"job {job} ended without results and without an error"

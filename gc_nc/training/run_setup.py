@@ -145,8 +145,9 @@ class RunSetup:
 
     def initial_state(self) -> TrainState:
         """The state before the first step, where the run's arrays are."""
-        state = self._new_state()
-        return state if self.placement.num_devices == 1 else self.placement.replicate(state)
+        # Put there even on one device: a state that JAX may move and the next one, which it may
+        # not, would be compiled for apart.
+        return self.placement.replicate(self._new_state())
 
     def _new_state(self) -> TrainState:
         image_shape = self.dataset.train.images.shape[1:]

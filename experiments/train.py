@@ -28,7 +28,7 @@ from gc_nc.training import hosts, loop
 from gc_nc.training.checkpoints import StorageError
 from gc_nc.training.placement import is_main_process
 from gc_nc.training.progress import results_table
-from gc_nc.training.run_directory import RunInUseError
+from gc_nc.training.run_directory import EXIT_IN_USE, RunInUseError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file; --config.KEY=VALUE overrides a key.", lock_config=True
@@ -45,9 +45,6 @@ _DISTRIBUTED = flags.DEFINE_enum(
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of this run.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0.")
-
-#: Another process is at the run.
-EXIT_IN_USE = 3
 
 
 def main(argv: list[str]) -> None:

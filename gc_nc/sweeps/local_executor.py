@@ -21,10 +21,8 @@ from gc_nc.sweeps.sweep_status import (
     last_start,
     start_line,
 )
+from gc_nc.training.run_directory import EXIT_IN_USE
 from gc_nc.training.signals import STOP_SIGNALS, noting_signals
-
-#: Exit code of a member whose run another process is at.
-EXIT_IN_USE = 3
 
 _POLL_SECONDS = 0.1
 # Between looks at runs that other processes are at, and between starts of such a run where the lock

@@ -8,6 +8,7 @@ from pathlib import Path
 from gc_nc.errors import InputError
 from gc_nc.sweeps.members import Member
 from gc_nc.training.run_directory import (
+    LOCK,
     check_run_directory,
     read_json_object,
     to_json,
@@ -38,7 +39,7 @@ def is_done(workdir: Path, name: str) -> bool:
 def in_use(workdir: Path, name: str) -> bool:
     """Whether a process is at a member's run, by the run's lock."""
     try:
-        with (run_path(workdir, name) / ".lock").open() as file:
+        with (run_path(workdir, name) / LOCK).open() as file:
             # Shared: two sweeps that look at once are not in each other's way.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

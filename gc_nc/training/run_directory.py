@@ -24,6 +24,12 @@ _PACKAGES = ("gc_nc", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "num
 _MISSING = "(no such key)"
 
 
+#: Of a run's directory: locked by the process that is at the run.
+LOCK = ".lock"
+#: Exit code of `experiments.train` where another process is at the run.
+EXIT_IN_USE = 3
+
+
 class RunInUseError(RuntimeError):
     """Another process is at this run."""
 
@@ -44,7 +50,7 @@ def hold_run(workdir: Path):
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / ".lock").open("a")
+        file = (workdir / LOCK).open("a")
     except OSError as error:
         raise InputError(f"workdir {workdir} cannot be written: {error}") from error
     with file:
@@ -116,7 +122,7 @@ def _is_ours(path: Path) -> bool:
     """Whether a start that was cut off before config.json was complete left this behind."""
     return path.name.startswith((".config.json.", ".metadata.json.")) or path.name in (
         "metadata.json",
-        ".lock",
+        LOCK,
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax._src import compiler as jax_compiler
 from jaxtyping import install_import_hook
+from PIL import Image
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -111,3 +112,20 @@ def tiny_run(tmp_path, monkeypatch):
     config.log_every_steps = 2
     config.checkpoint.every_steps = 5
     return config.lock(), tmp_path / "run"
+
+
+@pytest.fixture
+def folder_run(tiny_run, tmp_path):
+    """The tiny run on 24 images in two folders, with flips and a penalty in every second step."""
+    config, workdir = tiny_run
+    rng = np.random.default_rng(1)
+    for name, level in (("dark", 60), ("light", 180)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(0, 60, (8, 8, 3)) + level
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "images" / name / f"{i}.png")
+    config.data.source, config.data.data_dir = "image_folder", str(tmp_path / "images")
+    config.data.image_size = 8
+    config.data.flip = True
+    config.gc_penalty.weight, config.gc_penalty.every_steps = 1e-3, 2
+    return config, workdir

@@ -28,6 +28,14 @@ def test_every_epoch_visits_every_example_once(batch_size):
     assert not np.array_equal(epochs[0], epochs[1])
 
 
+def test_r4_a_run_that_goes_on_sees_exactly_the_examples_not_yet_seen():
+    before, after = ExampleOrder(0, 10, 2), ExampleOrder(0, 10, 2)
+    seen = np.concatenate([before.indices(step) for step in range(3)])
+    rest = np.concatenate([after.indices(step) for step in range(3, 5)])
+    assert sorted({*seen, *rest}) == list(range(10))
+    assert len(rest) == 4
+
+
 def test_order_is_a_function_of_seed_and_epoch_alone():
     by_three, by_five = ExampleOrder(7, 15, 3), ExampleOrder(7, 15, 5)
     np.testing.assert_array_equal(

@@ -108,7 +108,7 @@ def test_tensorboard_reads_the_events(tiny_run):
 
 # Between evaluations, and at one.
 @pytest.mark.parametrize(("stop_after", "number"), [(3, signal.SIGINT), (4, signal.SIGTERM)])
-def test_an_interrupted_run_ends_as_an_unbroken_one(
+def test_r4_an_interrupted_run_ends_as_an_unbroken_one(
     tiny_run, unbroken, monkeypatch, capsys, stop_after, number
 ):
     config, workdir = tiny_run

@@ -3,31 +3,12 @@
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from gc_nc.data.streamed_images import StreamedImages
 from gc_nc.training import loop, run_directory, run_setup
 from gc_nc.training.finished_run import open_run
 from gc_nc.training.full_measurement import measure_run
 from gc_nc.training.progress import Progress
-
-
-@pytest.fixture
-def folder_run(tiny_run, tmp_path):
-    """The tiny run on 24 images in folders, with all that depends on the order of examples."""
-    config, workdir = tiny_run
-    rng = np.random.default_rng(1)
-    for name, level in (("dark", 60), ("light", 180)):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for i in range(12):
-            pixels = rng.integers(0, 60, (8, 8, 3)) + level
-            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "images" / name / f"{i}.png")
-    config.data.source, config.data.data_dir = "image_folder", str(tmp_path / "images")
-    config.data.image_size = 8
-    config.data.flip = True
-    config.batch_size = 5
-    config.gc_penalty.weight, config.gc_penalty.every_steps = 1e-3, 2
-    return config, workdir
 
 
 def without_clock(workdir):
@@ -46,6 +27,7 @@ def streamed(config):
 
 def test_a_streamed_run_is_the_resident_one_also_when_it_goes_on(folder_run, monkeypatch):
     config, workdir = folder_run
+    config.batch_size = 5
     places = [workdir.with_name(name) for name in ("resident", "streamed")]
     results = loop.train(config, places[0])
     config = streamed(config)
@@ -78,12 +60,3 @@ def test_a_streamed_run_is_the_resident_one_also_when_it_goes_on(folder_run, mon
         for run in runs
     ]
     assert measured[0][1]["train"].values == measured[1][1]["train"].values
-
-
-def test_streamed_batches_are_divided_among_devices(folder_run):
-    config, workdir = folder_run
-    config.batch_size = 8
-    places = [workdir.with_name(name) for name in ("resident", "streamed")]
-    for place, chosen in zip(places, (config, streamed(config)), strict=True):
-        loop.train(chosen, place, lambda: jax.devices()[:4])
-    assert without_clock(places[0]) == without_clock(places[1])

@@ -1,6 +1,7 @@
 """Kills a run at random moments until it is done, and compares it with one that was left alone.
 
-    python -m experiments.reliability --kills=100 --workdir=DIR [--seed=0] [--steps=300] [--signal=KILL|TERM]
+    python -m experiments.reliability --kills=100 --workdir=DIR [--seed=0] [--steps=300]
+        [--signal=KILL|TERM]
 
 The run is short, on the embedded digits, and saves every few steps, so that a kill often comes
 while it starts, saves or ends. Each start is killed after a random part of the time that an

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -208,5 +209,8 @@ def _quiet_library():
 
 
 def _first_line(error: Exception) -> str:
+    # TensorStore says it at the end of a line of many paths.
+    if system := re.search(r"([A-Z][\w -]+) \[os_error_code=", str(error)):
+        return system.group(1)
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0] if len(lines[0]) <= 200 else f"{lines[0][:200]}..."

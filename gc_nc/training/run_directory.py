@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,36 @@ def read_records(workdir: Path) -> list[dict[str, Any]]:
     return records
 
 
+class _EventFile:
+    """TensorBoard events, written at once.
+
+    tensorboardX's SummaryWriter writes them in a thread, which dies on a full disk, and closing it
+    then waits for ever.
+    """
+
+    def __init__(self, workdir: Path, *, purge_step: int):
+        # Their import takes as long as the rest of this module.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.summary import scalar
+
+        self._event, self._scalar = event_pb2.Event, scalar
+        self._writer = EventsWriter(str(workdir / "events"))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._add(step=purge_step, session_log=start)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._add(step=step, summary=self._scalar(name, value))
+        self._writer.flush()
+
+    def _add(self, **content) -> None:
+        self._writer.write_event(self._event(wall_time=time.time(), **content))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
 class MetricLog:
     """metrics.jsonl and TensorBoard events, one record a call; the main process writes them."""
 
@@ -290,14 +321,10 @@ class MetricLog:
         self._file = None
         if not is_main_process():
             return
-        # Its import takes as long as the rest of this module.
-        from tensorboardX import SummaryWriter
-
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in self.records))
         self._file = path.open("a", encoding="utf-8")
         # TensorBoard hides the events of an earlier start from this step on.
-        purge_step = 0 if resume_step is None else resume_step + 1
-        self._events = SummaryWriter(str(workdir), purge_step=purge_step)
+        self._events = _EventFile(workdir, purge_step=0 if resume_step is None else resume_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Appends {"step": step, **values}; it survives the process."""
@@ -307,10 +334,8 @@ class MetricLog:
             return
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            # TensorBoard cannot draw the others, and its writer complains of each.
-            if math.isfinite(value):
-                self._events.add_scalar(name, value, step)
+        # TensorBoard cannot draw the others.
+        self._events.write(step, {name: v for name, v in values.items() if math.isfinite(v)})
 
     def sync(self) -> None:
         """Waits until all records are on the disk, so that no checkpoint is ahead of them."""

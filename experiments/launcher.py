@@ -97,10 +97,27 @@ def fail(message: str, exit_code: int) -> None:
     sys.exit(exit_code)
 
 
+def _quiet_libraries() -> None:
+    # They report every file they touch at INFO.
+    logging.set_verbosity(logging.WARNING)
+    # Orbax prints what it raises too, as pages from several threads.
+    logging.get_absl_handler().addFilter(_is_not_of_orbax)
+    # And leaves coroutines whose end Python reports.
+    sys.unraisablehook = _report_unraisable
+
+
+def _is_not_of_orbax(record) -> bool:
+    return "orbax" not in record.pathname
+
+
+def _report_unraisable(unraisable) -> None:
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
+
+
 def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Sets the flags from `argv`; a mistake is one line on stderr and exit code 2."""
-    # Libraries report every file they touch at INFO.
-    logging.set_verbosity(logging.WARNING)
+    _quiet_libraries()
     overrides = _overrides(argv)
     try:
         _check_keys(overrides)

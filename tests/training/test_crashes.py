@@ -170,7 +170,9 @@ def test_a_full_disk_stops_the_run_with_one_line_and_costs_no_more(tiny_run, no_
     # shorter and checkpoints are longer.
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
-        with pytest.raises(StorageError, match="free some space: the same command") as error:
+        with pytest.raises(
+            StorageError, match=r"\(File too large\); free some space: the same"
+        ) as error:
             loop.train(config, workdir)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))

@@ -3,6 +3,10 @@
 import os
 import tempfile
 
+# Read when NumPy and SciPy are imported. Two threads for matrices of a few dozen entries spend most
+# of their time waiting for each other, and more so beside another worker of pytest-xdist.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
 import jax
 import numpy as np
 import pytest

@@ -22,15 +22,16 @@ def symmetric(eigenvalues, seed=0):
     return (q * np.asarray(eigenvalues)) @ q.T
 
 
+def quadratic_loss(a, b, params):
+    x = jnp.concatenate([params["layer"]["w"].ravel(), params["b"]])
+    return 0.5 * x @ a @ x + b @ x
+
+
 def quadratic(a, b):
     """1/2 x^T A x + b.x of x split over a nested dict: gradient A x + b, Hessian A."""
     a, b = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
-
-    def loss_fn(params):
-        x = jnp.concatenate([params["layer"]["w"].ravel(), params["b"]])
-        return 0.5 * x @ a @ x + b @ x
-
-    return loss_fn
+    # Its leaves are traced, so that all quadratics share their programs.
+    return jax.tree_util.Partial(quadratic_loss, a, b)
 
 
 def split(x):
@@ -115,11 +116,12 @@ def test_small_network_against_the_whole_hessian():
     params = network_params()
     theta, unravel = ravel_pytree(params)
 
+    @jax.jit
     def flat_loss(t):
         return network_loss(unravel(t))
 
     hessian = np.asarray(jax.jit(jax.hessian(flat_loss))(theta), np.float64)
-    gradient = np.asarray(jax.grad(flat_loss)(theta), np.float64)
+    gradient = np.asarray(jax.jit(jax.grad(flat_loss))(theta), np.float64)
     norm = squared_gradient_norm(network_loss, params)
     np.testing.assert_allclose(norm, gradient @ gradient, rtol=1e-5)
     # More iterations than parameters: all of them are used.
@@ -137,23 +139,28 @@ def test_small_network_against_the_whole_hessian():
     assert expected > 1e-3
 
 
+def bowl(curvature, p):
+    return 0.5 * curvature * jnp.sum(p**2)
+
+
 @pytest.mark.parametrize("size", [1, 2, 100])
 @pytest.mark.parametrize("curvature", [1.0, -0.7, 0.3e-25, 3e25])
 def test_lanczos_that_breaks_down_at_once(size, curvature):
     # Every vector spans an invariant subspace of c I; squares of 1e-25 and 1e25 are out of range.
-    top = hessian_top_eigenvalue(lambda p: 0.5 * curvature * jnp.sum(p**2), jnp.ones(size), KEY)
+    loss_fn = jax.tree_util.Partial(bowl, jnp.float32(curvature))
+    top = hessian_top_eigenvalue(loss_fn, jnp.ones(size), KEY)
     np.testing.assert_allclose(top, curvature, rtol=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_lanczos_that_breaks_down_after_a_few_steps(seed):
     a = jnp.asarray(symmetric(np.repeat([-1.0, 0, 2], 20), seed), jnp.float32)
-    top = hessian_top_eigenvalue(
-        lambda p: 0.5 * p @ a @ p, jnp.zeros(60), jax.random.key(seed), num_iterations=50
-    )
+    loss_fn = jax.tree_util.Partial(lambda a, p: 0.5 * p @ a @ p, a)
+    top = hessian_top_eigenvalue(loss_fn, jnp.zeros(60), jax.random.key(seed), num_iterations=50)
     np.testing.assert_allclose(top, 2, rtol=1e-5)
 
 
+@pytest.mark.compiled_quickly
 @pytest.mark.parametrize("loss_fn", [lambda p: jnp.float32(3.0), lambda p: jnp.sum(p["a"]) * 0])
 def test_a_constant_loss_is_flat(loss_fn):
     params = {"a": jnp.ones(4)}
@@ -174,6 +181,7 @@ def test_a_linear_loss_has_no_curvature_but_is_sharp():
     np.testing.assert_allclose(tiny, 1e-25, rtol=1e-5)
 
 
+@pytest.mark.compiled_quickly
 def test_a_loss_that_is_not_finite_gives_nan():
     def loss_fn(p):
         return jnp.sum(jnp.log(p))
@@ -183,6 +191,7 @@ def test_a_loss_that_is_not_finite_gives_nan():
     assert np.isnan(sam_sharpness(loss_fn, params))
 
 
+@pytest.mark.compiled_quickly
 def test_mixed_precision_parameters_are_cast_up():
     params = network_params()
     mixed = params | {"w2": jnp.asarray(params["w2"], jnp.bfloat16)}
@@ -198,6 +207,7 @@ def test_mixed_precision_parameters_are_cast_up():
         np.testing.assert_array_equal(value, measure(wide))
 
 
+@pytest.mark.compiled_quickly
 def test_a_stale_loss_is_not_kept():
     state = {"scale": 1.0}
 
@@ -210,6 +220,7 @@ def test_a_stale_loss_is_not_kept():
     assert squared_gradient_norm(loss_fn, params) == 32
 
 
+@pytest.mark.compiled_quickly
 def test_gradients_are_finite():
     params = network_params()
     for measure in (
@@ -221,6 +232,7 @@ def test_gradients_are_finite():
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.compiled_quickly
 def test_wrong_arguments_are_named():
     params = {"w": jnp.ones(3), "steps": jnp.ones((), jnp.int32)}
 

@@ -13,6 +13,7 @@ from experiments import transfer
 from gc_nc.data.device_batches import normalize
 from gc_nc.errors import InputError
 from gc_nc.models import embed_fn
+from gc_nc.models.vgg import VGG_STAGES
 from gc_nc.training import loop
 from gc_nc.training.configuration import default_config
 from gc_nc.training.finished_run import open_run
@@ -53,12 +54,17 @@ def make_config(data_path, seed=0):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A folder of three runs that differ in their seed, none of which a test may change."""
+    """A folder of three runs that differ in their seed, none of which a test may change.
+
+    Their vgg11 has 3 of its 8 convolutions, as in `tiny_run`.
+    """
     root = tmp_path_factory.mktemp("transfer")
     write_images(root / "data.npz")
-    for seed in range(3):
-        loop.train(make_config(root / "data.npz", seed), root / "runs" / f"seed_{seed}")
-    return root / "runs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(VGG_STAGES, 11, ((64,), (512, 512)))
+        for seed in range(3):
+            loop.train(make_config(root / "data.npz", seed), root / "runs" / f"seed_{seed}")
+        yield root / "runs"
 
 
 def evaluate(run, step=4, sizes=((3, 2),), **protocol):

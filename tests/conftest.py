@@ -63,7 +63,12 @@ def _quick_compilation(request, monkeypatch):
     """Whole networks are compiled for a few steps; only the metrics' tests want XLA at its best."""
     with_care = "metrics" in request.path.parts or request.path.suffix != ".py"
     # These compare a metric with itself, in as many programs as there are metrics.
-    with_care &= request.path.name not in ("test_transformations.py", "test_dtypes.py")
+    with_care &= request.path.name not in (
+        "test_transformations.py",
+        "test_dtypes.py",
+        "test_jacobian_estimators.py",
+        "test_functions_by_value.py",
+    )
     # And these look for a message, or compile with options of their own.
     with_care &= "compiled_quickly" not in request.keywords
     jax.config.update("jax_disable_most_optimizations", not with_care)

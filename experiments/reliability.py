@@ -1,6 +1,6 @@
 """Kills a run at random moments until it is done, and compares it with one that was left alone.
 
-    python -m experiments.reliability --kills=100 --workdir=DIR [--seed=0] [--steps=300]
+    python -m experiments.reliability --kills=100 --workdir=DIR [--seed=0] [--steps=100]
         [--signal=KILL|TERM]
 
 The run is short, on the embedded digits, and saves every few steps, so that a kill often comes
@@ -30,17 +30,17 @@ from gc_nc.training.run_directory import read_records
 _KILLS = flags.DEFINE_integer("kills", 100, "How many starts are killed.", lower_bound=1)
 _WORKDIR = flags.DEFINE_string("workdir", None, "A new folder.", allow_override=True)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the moments.", allow_override=True)
-_STEPS = flags.DEFINE_integer("steps", 300, "Of the run.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 100, "Of the run.", lower_bound=1)
 _SIGNAL = flags.DEFINE_enum("signal", "KILL", ["KILL", "TERM"], "What the starts are killed by.")
 
 _OVERRIDES = {
     "model.width": 0.05,
     "optimizer.momentum": 0.9,
-    "evaluation.every_steps": 7,
+    "evaluation.every_steps": 25,
     "evaluation.gc_examples": 8,
     "monitor.every_steps": 3,
     "log_every_steps": 2,
-    "checkpoint.every_steps": 4,
+    "checkpoint.every_steps": 8,
 }
 _CLOCK = ("time", "per_sec", "seconds")
 

@@ -20,7 +20,6 @@ def test_5_kills(tmp_path):
             "-m",
             "experiments.reliability",
             "--kills=5",
-            "--steps=100",
             f"--workdir={tmp_path / 'runs'}",
         ],
         capture_output=True,

@@ -5,7 +5,8 @@
 
 The run is short, on the embedded digits, and saves every few steps, so that a kill often comes
 while it starts, saves or ends. Each start is killed after a random part of the time that an
-unbroken run takes; a run that gets to its end is compared and another one begins, until --kills
+unbroken run takes, every second one after so much as a quarter of it from the first checkpoint that
+the start writes; a run that gets to its end is compared and another one begins, until --kills
 were spent. Parameters, optimizer state and every record of metrics.jsonl (but its clock readings)
 must be those of the unbroken run, bit for bit. Prints one line a start and, last, a JSON object;
 exit code 1 if anything differs.
@@ -65,7 +66,8 @@ def main(argv: list[str]) -> int:
     while len(went_on) < _KILLS.value:
         runs += 1
         workdir = root / f"killed{runs}"
-        while (step := _kill_once(workdir, rng.uniform(0, whole))) != "finished":
+        # By turns: most of the time of so short a run is its start.
+        while (step := _kill_once(workdir, rng, whole, len(went_on) % 2)) != "finished":
             went_on.append(step)
             if len(went_on) == _KILLS.value:
                 _start(workdir).communicate()
@@ -83,11 +85,19 @@ def main(argv: list[str]) -> int:
     return int(bool(differing))
 
 
-def _kill_once(workdir: Path, seconds: float) -> int | str | None:
+def _kill_once(
+    workdir: Path, rng: random.Random, whole: float, while_training: int
+) -> int | str | None:
     """The step that a start went on from before it was killed, or "finished"."""
     process = _start(workdir)
+    if while_training:
+        before = _saved_steps(workdir)
+        while process.poll() is None and _saved_steps(workdir) == before:
+            time.sleep(0.01)
     try:
-        output, _ = process.communicate(timeout=seconds)
+        output, _ = process.communicate(
+            timeout=rng.uniform(0, whole / (4 if while_training else 1))
+        )
     except subprocess.TimeoutExpired:
         process.send_signal(signal.Signals[f"SIG{_SIGNAL.value}"])
         output, _ = process.communicate()
@@ -97,6 +107,13 @@ def _kill_once(workdir: Path, seconds: float) -> int | str | None:
     step = int(found.group(1)) if found else None
     print(f"{workdir.name}: from step {step}, exit code {process.returncode}", flush=True)
     return "finished" if process.returncode == 0 else step
+
+
+def _saved_steps(workdir: Path) -> list[str]:
+    checkpoints = workdir / "checkpoints"
+    if not checkpoints.is_dir():
+        return []
+    return sorted(path.name for path in checkpoints.iterdir() if path.name.isdecimal())
 
 
 def _start(workdir: Path) -> subprocess.Popen:

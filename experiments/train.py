@@ -16,6 +16,9 @@ Slurm's srun or a TPU slice started them, or with --coordinator_address, --num_p
 --process_id.
 """
 
+import contextlib
+import os
+import sys
 from pathlib import Path
 
 import jax
@@ -58,7 +61,8 @@ def main(argv: list[str]) -> None:
         _DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     )
     try:
-        results = loop.train(config, workdir, _devices)
+        with _ending_together():
+            results = loop.train(config, workdir, _devices)
     except loop.Interrupted as stop:
         launcher.fail(str(stop), 128 + stop.signal_number)
     except RunInUseError as error:
@@ -68,6 +72,22 @@ def main(argv: list[str]) -> None:
     if is_main_process():
         print(results_table(results))
         print(f"picture: {workdir / 'figures' / 'run.png'}")
+
+
+@contextlib.contextmanager
+def _ending_together():
+    """Where one of several processes fails alone, ends it at once, so that the others end too.
+
+    An orderly exit would wait minutes for the others, which wait for this one.
+    """
+    try:
+        yield
+    except (InputError, RunInUseError, StorageError) as error:
+        if jax.process_count() == 1:
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        in_use, bad = isinstance(error, RunInUseError), isinstance(error, InputError)
+        os._exit(EXIT_IN_USE if in_use else launcher.EXIT_BAD_INPUT if bad else 1)
 
 
 def _devices() -> list[jax.Device]:

@@ -106,7 +106,12 @@ def load_dataset(
 def _memory_limit(memory_limit_gib: float | None) -> tuple[float, str]:
     if memory_limit_gib is not None:
         return memory_limit_gib * _GIB, "data.memory_limit_gib"
-    return _RESIDENT_SHARE * free_device_memory(), f"{_RESIDENT_SHARE:.0%} of the free memory"
+    return memory_limit(), f"{_RESIDENT_SHARE:.0%} of the free memory"
+
+
+def memory_limit() -> float:
+    """Bytes that a set's images may take by default, on the device and in main memory."""
+    return _RESIDENT_SHARE * min(free_device_memory(), _free_main_memory())
 
 
 def free_device_memory() -> int:
@@ -114,6 +119,10 @@ def free_device_memory() -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    return _free_main_memory()
+
+
+def _free_main_memory() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

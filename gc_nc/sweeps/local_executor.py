@@ -129,6 +129,7 @@ class _LocalSweep:
         self._tried: dict[str, float] = {}
         # By the index of the slot.
         self._running: dict[int, tuple[Member, subprocess.Popen]] = {}
+        self._signalled = False
         self._progress = SweepProgress(len(members), len(done))
 
     def until_done(self) -> tuple[dict[str, Outcome], int | None]:
@@ -137,6 +138,7 @@ class _LocalSweep:
             looked = time.monotonic()
             while True:
                 for number in received[forwarded:]:
+                    self._signalled = True
                     self._signal_members(number)
                 forwarded = len(received)
                 self._collect()
@@ -151,8 +153,12 @@ class _LocalSweep:
                 time.sleep(_POLL_SECONDS)
 
     def close(self) -> None:
-        """Has members save that a second signal, or an error here, left running."""
-        self._signal_members(signal.SIGTERM)
+        """Has members save that an error here left running.
+
+        Those that got a signal are at it, and would stop at once by another.
+        """
+        if not self._signalled:
+            self._signal_members(signal.SIGTERM)
         self._progress.close()
 
     def _signal_members(self, number: int) -> None:

@@ -10,7 +10,9 @@ from gc_nc.sweeps.members import Member
 from gc_nc.training.run_directory import (
     LOCK,
     check_run_directory,
+    check_same_config,
     read_json_object,
+    read_stored_config,
     to_json,
     write_atomically,
 )
@@ -73,15 +75,22 @@ def open_sweep(workdir: Path, members: Sequence[Member]) -> None:
         for member in members:
             check_run_directory(run_path(workdir, member.name), member.config)
         workdir.mkdir(parents=True, exist_ok=True)
-        for name in ("logs", "configs"):
-            (workdir / name).mkdir(exist_ok=True)
         with locked(workdir):
+            for member in members:
+                # Of a sweep that is under way with members that have not begun.
+                path = config_path(workdir, member.name)
+                if path.exists():
+                    stored = read_stored_config(path, hint="; choose another workdir")
+                    check_same_config(f"sweep {workdir}", stored, member.config)
             known = read_json_object(listing) if listing.exists() else {}
             all_of_them = known | {member.name: member.overrides for member in members}
+            # First: it tells the directory of a sweep from one of something else.
             write_atomically(listing, to_json(all_of_them))
-        for member in members:
-            text = to_json(member.config.to_dict())
-            write_atomically(config_path(workdir, member.name), text)
+            for name in ("logs", "configs"):
+                (workdir / name).mkdir(exist_ok=True)
+            for member in members:
+                text = to_json(member.config.to_dict())
+                write_atomically(config_path(workdir, member.name), text)
     except OSError as error:
         raise InputError(f"workdir {workdir} cannot be used ({error}); choose another") from error
 

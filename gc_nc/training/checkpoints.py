@@ -31,6 +31,8 @@ class Restored(NamedTuple):
       state: of the newest checkpoint that can be read; None if there is none.
       step: of it.
       unreadable: a line for each newer checkpoint, which was moved to `UNREADABLE`.
+
+    Where there are checkpoints and none can be read, nothing is moved.
     """
 
     state: TrainState | None
@@ -135,8 +137,9 @@ class Checkpoints:
 
         Raises:
           InputError: a checkpoint is of another network or optimizer.
+          StorageError: none can be read, or the file system refuses to read one now.
         """
-        unreadable = []
+        unreadable: dict[int, str] = {}
         for step in reversed(self.steps()):
             try:
                 with _quiet_library():
@@ -144,17 +147,30 @@ class Checkpoints:
                     state = self.restore(step, like)
                 if int(state.step) != step:
                     raise ValueError(f"it holds step {int(state.step)}")
-            except InputError:
+            except (InputError, jax.errors.JaxRuntimeError):
+                # The latter is of a device without memory, say: no fault of the checkpoint.
                 raise
             except Exception as error:
-                place = self._set_aside(step)
-                unreadable.append(
-                    f"the checkpoint of step {step} cannot be read ({_first_line(error)}); moved to"
-                    f" {place}"
-                )
+                if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                    raise StorageError(
+                        f"the checkpoint of step {step} in {self._directory} cannot be read now"
+                        f" ({_first_line(error)}); try again"
+                    ) from error
+                unreadable[step] = _first_line(error)
                 continue
-            return Restored(state, step, tuple(unreadable))
-        return Restored(None, None, tuple(unreadable))
+            lines = tuple(
+                f"the checkpoint of step {other} cannot be read ({why}); moved to"
+                f" {self._set_aside(other)}"
+                for other, why in unreadable.items()
+            )
+            return Restored(state, step, lines)
+        if unreadable:
+            faults = "; ".join(f"step {step}: {why}" for step, why in unreadable.items())
+            raise StorageError(
+                f"no checkpoint in {self._directory} can be read ({faults}); move that folder away"
+                " to start again from step 0"
+            )
+        return Restored(None, None, ())
 
     def _check_structure(self, step: int, like: TrainState) -> None:
         """Before restoring: Orbax's own message runs over pages and leaves work undone behind."""

@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gc_nc.data.streaming import stream_batches
+from gc_nc.errors import InputError
 from gc_nc.training import run_directory
 from gc_nc.training.checkpoints import Checkpoints, StorageError
 from gc_nc.training.configuration import check_config
@@ -59,7 +60,7 @@ def train(
       RunInUseError: another process is at this run.
       Interrupted: by one of `STOP_SIGNALS`; the state is saved.
       DivergedError: the loss became infinite or NaN.
-      StorageError: something could not be written, as on a full disk.
+      StorageError: something could not be written, as on a full disk, or read.
     """
     check_config(config)
     run_directory.check_run_directory(workdir, config)
@@ -67,7 +68,7 @@ def train(
         return results
     placement = Placement(find_devices())
     placement.check_batch_size(config.batch_size)
-    setup = RunSetup(config, workdir, load_run_data(config), placement)
+    setup = RunSetup(config, workdir, load_run_data(config, workdir), placement)
     with run_directory.hold_run(workdir):
         # Another process may have begun or ended the run meanwhile.
         run_directory.check_run_directory(workdir, config)
@@ -139,7 +140,7 @@ class _Run:
                 self._progress.say(line)
             if resume_step is not None:
                 self._progress.say(f"going on from the checkpoint of step {resume_step}")
-            elif restored.unreadable or run_directory.read_records(self._workdir):
+            elif run_directory.read_records(self._workdir):
                 self._progress.say("no checkpoint to go on from: starting again from step 0")
             self._log = run_directory.MetricLog(self._workdir, resume_step)
             stack.callback(self._log.close)
@@ -154,7 +155,7 @@ class _Run:
             if self._evaluation_is_due(step) and not evaluated:
                 self._evaluate(state, step)
             # Compiled before the steps whose speed is logged.
-            _all_finite((state.params, state.opt_state))
+            _all_finite(_trained(state))
             if 0 < config.monitor.every_steps < config.num_steps:
                 self._watch(state, step)
             self._batches = stack.enter_context(self._stream_from(step))
@@ -177,7 +178,8 @@ class _Run:
         pending = None
         started, counted_from = time.perf_counter(), step
         while not self._decisions.stopped_by:
-            state, batch = self._step(state, step)
+            with self._saving_if_unreadable(state, step, pending):
+                state, batch = self._step(state, step)
             step += 1
             self._progress.advance()
             if pending is not None:
@@ -205,7 +207,8 @@ class _Run:
             # The state after the step may be broken although the loss before it was finite.
             self._check_state(step, state)
             if evaluate:
-                save |= self._evaluate(state, step)
+                with self._saving_if_unreadable(state, step):
+                    save |= self._evaluate(state, step)
                 # Asked again: a signal may have come during the evaluation.
                 signalled = signalled or self._signal(step, ask_now=True)
             if save or signalled or self._decisions.stopped_by:
@@ -229,6 +232,21 @@ class _Run:
         if weight:
             return self._programs.penalised_step(*arguments, self._penalty_key, np.float32(weight))
         return self._programs.plain_step(*arguments)
+
+    @contextlib.contextmanager
+    def _saving_if_unreadable(self, state: TrainState, step: int, pending: tuple | None = None):
+        """Saves the state where an image that is streamed cannot be read."""
+        try:
+            yield
+        except InputError as error:
+            if jax.process_count() > 1:
+                # The others do not know of it, and saving takes all.
+                raise StorageError(str(error)) from error
+            if pending is not None:
+                self._log_record(*pending)
+            self._log.sync()
+            self._checkpoints.save(state)
+            raise StorageError(f"{error}; the same command goes on from step {step}") from error
 
     def _signal(self, step: int, *, ask_now: bool = False) -> int:
         """The signal that one of the run's processes got, or 0; all hear of it at the same step."""
@@ -281,13 +299,11 @@ class _Run:
 
     def _check_finite(self, step: int, total_loss: jax.Array | float) -> None:
         if self._config.on_divergence == "stop" and not math.isfinite(total_loss):
-            self._stop_diverged(f"the loss became {float(total_loss)} at step {step}")
+            self._stop_diverged(f"the loss is {float(total_loss)} at step {step}")
 
     def _check_state(self, step: int, state: TrainState) -> None:
-        if self._config.on_divergence == "stop" and not _all_finite(
-            (state.params, state.opt_state)
-        ):
-            self._stop_diverged(f"the parameters became infinite or NaN in step {step}")
+        if self._config.on_divergence == "stop" and not _all_finite(_trained(state)):
+            self._stop_diverged(f"the state became infinite or NaN in step {step}")
 
     def _stop_diverged(self, what: str) -> None:
         saved = self._checkpoints.latest_step()
@@ -329,6 +345,10 @@ def _run_keys(seed: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     augment, probe = jax.random.split(jax.random.fold_in(run_key, 1))
     penalty, monitor = jax.random.split(jax.random.fold_in(run_key, 2))
     return augment, probe, penalty, monitor
+
+
+def _trained(state: TrainState) -> tuple:
+    return state.params, state.batch_stats, state.opt_state
 
 
 @jax.jit

@@ -56,7 +56,7 @@ def hold_run(workdir: Path):
         raise InputError(f"workdir {workdir} cannot be written: {error}") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError:
             raise RunInUseError(
                 f"workdir {workdir} is in use: another process is at this run; wait for it or stop"
@@ -66,6 +66,17 @@ def hold_run(workdir: Path):
             # Some network file systems have no locks.
             logging.warning("%s cannot be locked (%s): start no second run there", workdir, error)
         yield
+
+
+def _lock(file, attempts: int = 10) -> None:
+    # Who only looks whether the run is in use holds the lock for a moment.
+    for left in reversed(range(attempts)):
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not left:
+                raise
+            time.sleep(0.05)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -102,8 +113,13 @@ def check_run_directory(workdir: Path, config: ConfigDict) -> None:
     try:
         if config_path.exists():
             stored = read_stored_config(config_path, hint="; choose another workdir")
-            _check_same_config(workdir, stored, flatten(_resolved(config)))
-        elif workdir.is_dir() and any(not _is_ours(path) for path in workdir.iterdir()):
+            check_same_config(f"workdir {workdir}", stored, config)
+        elif (
+            workdir.is_dir()
+            and any(not _is_ours(path) for path in workdir.iterdir())
+            # Another process may have written it just now.
+            and not config_path.exists()
+        ):
             raise InputError(
                 f"workdir {workdir} is not empty and holds no run (no config.json);"
                 " choose a new or empty folder"
@@ -215,7 +231,9 @@ def _resolved(config: ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def _check_same_config(workdir: Path, stored: dict, config: dict) -> None:
+def check_same_config(where: str, stored: dict[str, Any], config: ConfigDict) -> None:
+    """Raises InputError, with the keys that differ, unless a flat stored config is that of here."""
+    config = flatten(_resolved(config))
     differing = [
         f"{key} is {stored.get(key, _MISSING)!r} there and {config.get(key, _MISSING)!r} here"
         for key in stored | config
@@ -223,7 +241,7 @@ def _check_same_config(workdir: Path, stored: dict, config: dict) -> None:
     ]
     if differing:
         raise InputError(
-            f"workdir {workdir} holds a run of another config: {'; '.join(differing)};"
+            f"{where} holds a run of another config: {'; '.join(differing)};"
             " choose another workdir or the config of that run"
         )
 

@@ -30,6 +30,8 @@ def test_5_kills(tmp_path):
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["kills"] == 5
     assert summary["identical"] is True
+    # Else this would say of fresh starts alone that they are alike.
+    assert summary["went_on_from_a_checkpoint"] >= 1
 
 
 @pytest.mark.parametrize("change", ["nothing", "a parameter", "a record"])

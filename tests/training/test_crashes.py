@@ -95,11 +95,24 @@ def test_r2_an_empty_newest_checkpoint(tmp_path):
 
 
 def test_no_checkpoint_that_can_be_read(tmp_path):
+    assert restore(tmp_path).state is None
     (tmp_path / "checkpoints" / "5000").mkdir(parents=True)
-    restored = restore(tmp_path)
-    assert restored.state is restored.step is None
-    assert len(restored.unreadable) == 1
-    assert restore(tmp_path).unreadable == ()
+    with pytest.raises(StorageError, match=r"no checkpoint in .* can be read \(step 5000: "):
+        restore(tmp_path)
+    assert (tmp_path / "checkpoints" / "5000").is_dir()
+
+
+def test_a_file_system_that_fails_for_now_costs_no_checkpoint(tmp_path, monkeypatch):
+    save(tmp_path, 3, 5)
+
+    def fail(*_):
+        raise PermissionError("not now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "restore", fail)
+        with pytest.raises(StorageError, match=r"step 5 in .* cannot be read now \(not now\)"):
+            restore(tmp_path)
+    assert_is_state(restore(tmp_path), 5)
 
 
 def test_a_checkpoint_of_another_network_is_no_damage(tmp_path):
@@ -231,7 +244,7 @@ def test_broken_parameters_are_not_saved_although_the_loss_before_was_finite(tin
     config.optimizer.learning_rate, config.checkpoint.every_steps = 2e38, 1
     with pytest.raises(
         loop.DivergedError,
-        match=r"parameters became infinite or NaN in step 1 \(last good checkpoint: none\)",
+        match=r"state became infinite or NaN in step 1 \(last good checkpoint: none\)",
     ):
         loop.train(config, workdir)
     assert not list((workdir / "checkpoints").iterdir())

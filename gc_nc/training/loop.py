@@ -311,8 +311,8 @@ class _Run:
         if self._setup.penalised:
             causes += " or config.gc_penalty.weight"
         raise DivergedError(
-            f"{what} (last good checkpoint: {'none' if saved is None else f'step {saved}'}); lower"
-            f" {causes}, or set config.on_divergence to 'continue'"
+            f"{what} (last good checkpoint: {'none' if saved is None else f'step {saved}'}); in a"
+            f" new workdir, lower {causes} or set config.on_divergence to 'continue'"
         )
 
     def _finish(self) -> dict[str, Any]:

@@ -172,30 +172,45 @@ def free_port():
 
 
 TWO_PROCESSES = """
-import json, sys
+import itertools, json, os, signal, sys
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
 from gc_nc.models.vgg import VGG_STAGES
 from gc_nc.training import hosts, loop
 from gc_nc.training.configuration import default_config
 VGG_STAGES[11] = ((64,), (512, 512))
-path, workdir, address, number = sys.argv[1:]
+path, workdir, address, number, signal_after = sys.argv[1:]
 hosts.join_processes("auto", address, 2, int(number))
 assert jax.process_count() == 2 and jax.device_count() == 4
 config = default_config()
 config.update(json.load(open(path)))
 from pathlib import Path
-print(json.dumps(loop.train(config, Path(workdir), jax.devices)))
+advance, steps = loop.Progress.advance, itertools.count(1)
+def advance_or_stop(self):
+    advance(self)
+    # One process alone is told to stop.
+    if number == "1" and next(steps) == int(signal_after):
+        os.kill(os.getpid(), signal.SIGTERM)
+loop.Progress.advance = advance_or_stop
+try:
+    print(json.dumps(loop.train(config, Path(workdir), jax.devices)))
+except loop.Interrupted as stop:
+    print(f"signal {stop.signal_number}: {stop}")
 """
 
 
-def run_two_processes(config, workdir):
+def run_two_processes(config, workdir, signal_after=0):
     path = workdir.with_name(f"{workdir.name}.json")
     path.write_text(json.dumps(config.to_dict()))
     address = f"localhost:{free_port()}"
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", TWO_PROCESSES, str(path), str(workdir), address, str(number)],
+            [
+                sys.executable,
+                "-c",
+                TWO_PROCESSES,
+                *(str(path), str(workdir), address, str(number), str(signal_after)),
+            ],
             cwd=ROOT,
             env=os.environ | {"JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,
@@ -215,16 +230,23 @@ def run_two_processes(config, workdir):
 
 
 def test_two_processes_train_the_same_network(long_run):
-    """From streamed images, of which each process reads its part; the one alone has them all."""
+    """From streamed images, of which each process reads its part; the one alone has them all.
+
+    They stop on the way, as one of them is told to, and go on.
+    """
     config, workdir = long_run
     other = config.copy_and_resolve_references()
     with other.unlocked():
         other.data.streaming = True
+    for output in run_two_processes(other, workdir, signal_after=3):
+        assert output.endswith(
+            "signal 15: stopped at step 10; the same command goes on from there\n"
+        )
     outputs = run_two_processes(other, workdir)
     results = [json.loads(output.splitlines()[-1]) for output in outputs]
     assert results[0] == results[1] == run_directory.read_results(workdir)
     assert_same_run(config, workdir, alone(config, workdir))
-    # One process speaks and writes.
+    # One process speaks and writes, in two starts.
     assert "step 20/20" in outputs[0]
     assert "step 20/20" not in outputs[1]
-    assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
+    assert len(list(workdir.glob("events.out.tfevents.*"))) == 2

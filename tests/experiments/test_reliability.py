@@ -1,12 +1,12 @@
 """Starts that are killed at random moments end as a run that was left alone."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from experiments import reliability
 
@@ -34,19 +34,17 @@ def test_5_kills(tmp_path):
     assert summary["went_on_from_a_checkpoint"] >= 1
 
 
-@pytest.mark.parametrize("change", ["nothing", "a parameter", "a record"])
-def test_the_comparison_can_fail(tiny_run, change):
+def test_the_comparison_can_fail(tiny_run):
     from gc_nc.training import loop
 
     config, workdir = tiny_run
-    other = workdir.with_name("other")
+    same, other = workdir.with_name("same"), workdir.with_name("other")
     loop.train(config, workdir)
-    if change == "a parameter":
-        config.optimizer.l2 = float(np.nextafter(np.float32(1e-3), np.float32(1)))
+    shutil.copytree(workdir, same)
+    assert reliability.compare(workdir, same) == []
+    log = same / "metrics.jsonl"
+    log.write_text(log.read_text() + '{"step": 8, "train/accuracy": 0.5}\n')
+    assert reliability.compare(workdir, same) == ["metrics.jsonl"]
+    config.optimizer.l2 = float(np.nextafter(np.float32(1e-3), np.float32(1)))
     loop.train(config, other)
-    if change == "a record":
-        log = other / "metrics.jsonl"
-        log.write_text(log.read_text() + '{"step": 8, "train/accuracy": 0.5}\n')
-    found = reliability.compare(workdir, other)
-    assert bool(found) == (change != "nothing")
-    assert ("metrics.jsonl" in found) == (change == "a record") or change == "a parameter"
+    assert any("kernel" in name for name in reliability.compare(workdir, other))

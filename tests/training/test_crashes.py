@@ -1,5 +1,6 @@
 """What a crash, a full disk or a second start leave, and what the next start makes of it."""
 
+import gc
 import os
 import resource
 import shutil
@@ -14,6 +15,19 @@ from gc_nc.errors import InputError
 from gc_nc.training import loop, run_directory
 from gc_nc.training.checkpoints import UNREADABLE, Checkpoints, StorageError
 from gc_nc.training.step import TrainState
+
+# Orbax leaves coroutines behind where it fails.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _collected_here():
+    """Not during another test."""
+    yield
+    gc.collect()
 
 
 def make_state(step, size=1000):
@@ -51,9 +65,6 @@ def remove(path):
     path.unlink()
 
 
-# Orbax leaves coroutines behind where it fails.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
 @pytest.mark.parametrize("damage", [empty, cut, remove])
 def test_a_damaged_checkpoint_gives_the_one_before_never_wrong_numbers(tmp_path, damage):
     save(tmp_path / "whole", 3, 5)
@@ -208,11 +219,11 @@ def test_a_run_that_another_process_ended_meanwhile(tiny_run, monkeypatch):
     config, workdir = tiny_run
     load = loop.load_run_data
 
-    def load_while_another_runs(config):
+    def load_while_another_runs(config, workdir):
         with monkeypatch.context() as patch:
             patch.setattr(loop, "load_run_data", load)
             results.append(loop.train(config, workdir))
-        return load(config)
+        return load(config, workdir)
 
     results = []
     monkeypatch.setattr(loop, "load_run_data", load_while_another_runs)

@@ -114,8 +114,9 @@ class _Run:
         config = self._config
         placement = self._placement
         state = self._setup.initial_state()
+        # Sorted: their order numbers the keys of the probes.
         self._splits = {
-            name: on_device(split, placement) for name, split in self._setup.splits.items()
+            name: on_device(split, placement) for name, split in sorted(self._setup.splits.items())
         }
         keys = jax.jit(partial(_run_keys, config.seed), **placement.jit_options)()
         self._augment_key, self._probe_key, self._penalty_key, self._monitor_key = keys

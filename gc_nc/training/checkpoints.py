@@ -175,22 +175,14 @@ class Checkpoints:
     def _check_structure(self, step: int, like: TrainState) -> None:
         """Before restoring: Orbax's own message runs over pages and leaves work undone behind."""
         stored = self._manager.item_metadata(step)
-        leaves = jax.tree.leaves(stored)
-        if not leaves:
+        if not jax.tree.leaves(stored):
             raise ValueError("it is empty")
-        there = {leaf.name: tuple(leaf.shape) for leaf in leaves}
-        needed = {
-            jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape
-            for path, leaf in jax.tree_util.tree_leaves_with_path(like)
-        }
-        for name in sorted(there.keys() | needed.keys()):
-            if there.get(name) != needed.get(name):
-                raise InputError(
-                    f"the checkpoint of step {step} in {self._directory} is of another network or"
-                    f" optimizer: {name} has shape {there.get(name, 'none')} there and"
-                    f" {needed.get(name, 'none')} by the config; use the version of gc_nc that"
-                    " made it, or another workdir"
-                )
+        if differing := differing_shapes(stored, like, exactly=True):
+            raise InputError(
+                f"the checkpoint of step {step} in {self._directory} is of another network or"
+                f" optimizer: {differing[0]}; use the version of gc_nc that made it, or another"
+                " workdir"
+            )
 
     def _set_aside(self, step: int) -> Path:
         shelf = self._directory.parent / UNREADABLE
@@ -211,6 +203,28 @@ class Checkpoints:
             f"a checkpoint could not be written to {self._directory} ({_first_line(failure)}); free"
             f" some space: the same command goes on {good}"
         )
+
+
+def differing_shapes(stored: Any, like: Any, *, exactly: bool = False) -> list[str]:
+    """A line for each array that a checkpoint lacks, or has in another shape.
+
+    Args:
+      stored: Orbax's metadata of the checkpoint.
+      like: a tree of arrays or shapes.
+      exactly: whether arrays of the checkpoint that `like` lacks count too.
+    """
+    there = {leaf.name: tuple(leaf.shape) for leaf in jax.tree.leaves(stored)}
+    needed = {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(like)
+    }
+    names = sorted(there.keys() | needed.keys()) if exactly else needed
+    return [
+        f"{name} has shape {there.get(name, 'none')} there and {needed.get(name, 'none')} by the"
+        " config"
+        for name in names
+        if there.get(name) != needed.get(name)
+    ]
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from gc_nc.data.datasets import ImageDataset
 from gc_nc.data.device_batches import Normalization
 from gc_nc.errors import InputError
 from gc_nc.models import build_model
+from gc_nc.training.checkpoints import differing_shapes
 from gc_nc.training.configuration import check_config, default_config, flatten
 from gc_nc.training.run_data import load_run_data
 from gc_nc.training.run_directory import (
@@ -111,17 +112,7 @@ class FinishedRun:
             raise InputError(
                 f"the checkpoint of step {step} in {self.workdir} cannot be read ({error})"
             ) from error
-        there = {leaf.name: tuple(leaf.shape) for leaf in jax.tree.leaves(stored)}
-        needed = {
-            jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape
-            for path, leaf in jax.tree_util.tree_leaves_with_path(state.variables)
-        }
-        differing = [
-            f"{name} has shape {there.get(name, 'none')} there and {shape} by the config"
-            for name, shape in needed.items()
-            if there.get(name) != shape
-        ]
-        if differing:
+        if differing := differing_shapes(stored, state.variables):
             more = f" and {len(differing) - 1} more differ" if len(differing) > 1 else ""
             raise InputError(
                 f"the checkpoint of step {step} in {self.workdir} is of another network:"

@@ -245,6 +245,7 @@ class _Run:
                 raise StorageError(str(error)) from error
             if pending is not None:
                 self._log_record(*pending)
+            self._check_state(step, state)
             self._log.sync()
             self._checkpoints.save(state)
             raise StorageError(f"{error}; the same command goes on from step {step}") from error

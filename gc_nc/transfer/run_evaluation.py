@@ -20,14 +20,7 @@ from gc_nc.data.datasets import ImageSplit
 from gc_nc.data.device_batches import normalize
 from gc_nc.errors import InputError
 from gc_nc.models import embed_fn
-from gc_nc.training.evaluation import (
-    device_batches,
-    evaluation_sums,
-    forward_batch,
-    gc_subset,
-    images_of,
-    on_device,
-)
+from gc_nc.training import evaluation
 from gc_nc.training.finished_run import FinishedRun
 from gc_nc.transfer.array_cache import cached_arrays, checksum
 from gc_nc.transfer.episode_evaluation import (
@@ -271,10 +264,10 @@ def num_reports(num_steps: int, num_tasks: int) -> int:
 
 def _source_arrays(run, variables, step, gc_examples, gc_probes) -> dict[str, np.ndarray]:
     batch_size = run.config.evaluation.batch_size
-    train, test = (on_device(split) for split in (run.dataset.train, run.dataset.test))
+    train, test = (evaluation.on_device(split) for split in (run.dataset.train, run.dataset.test))
 
     def sums(split):
-        return evaluation_sums(
+        return evaluation.evaluation_sums(
             run.model,
             variables,
             split,
@@ -284,11 +277,11 @@ def _source_arrays(run, variables, step, gc_examples, gc_probes) -> dict[str, np
         )
 
     statistics = sums(train).statistics
-    subset = gc_subset(run.config.seed, len(train.labels), gc_examples)
+    subset = evaluation.gc_subset(run.config.seed, len(train.labels), gc_examples)
     key = jax.random.fold_in(jax.random.key(run.config.seed), _KEY_STREAM)
     gc = metrics.estimate_geometric_complexity(
         embed_fn(run.model, variables),
-        normalize(images_of(train, subset), run.normalization),
+        normalize(evaluation.images_of(train, subset), run.normalization),
         jax.random.fold_in(key, step),
         num_probes=gc_probes,
     )
@@ -327,12 +320,12 @@ def _target_collapse(features, labels, num_classes):
 
 @partial(jit_for_device, static_argnames=("model", "normalization", "batch_size"))
 def _embed_batch(variables, split, start, **static):
-    return forward_batch(variables, split, start, **static)[1]
+    return evaluation.forward_batch(variables, split, start, **static)[1]
 
 
 def _embed(run: FinishedRun, variables, images: ClassImages) -> np.ndarray:
     """(N, K), every image once."""
-    split = on_device(ImageSplit(images.images, images.labels))
+    split = evaluation.on_device(ImageSplit(images.images, images.labels))
     batch_size = min(run.config.evaluation.batch_size, len(images.labels))
     static = {
         "model": run.model,
@@ -341,7 +334,7 @@ def _embed(run: FinishedRun, variables, images: ClassImages) -> np.ndarray:
     }
     batches = [
         _embed_batch(variables, batch, start, **static)
-        for batch, start in device_batches(split, batch_size)
+        for batch, start in evaluation.device_batches(split, batch_size)
     ]
     return np.concatenate(jax.device_get(batches))[: len(images.labels)]
 

@@ -12,29 +12,9 @@ from pathlib import Path
 import pytest
 
 from gc_nc.sweeps.members import make_members
+from tests.sweeps.config_file import CONFIG
 
 ROOT = Path(__file__).parents[2]
-
-# Programs that other tests' runs compile too.
-CONFIG = """
-from gc_nc.sweeps import grid
-from gc_nc.training.configuration import default_config
-
-def get_config():
-    config = default_config()
-    config.data.source = "npz"
-    config.data.data_dir = {data!r}
-    config.model.width = 0.02
-    config.batch_size = 2
-    config.optimizer.learning_rate = 0.1
-    config.num_steps = 4
-    config.evaluation.every_steps = 0
-    config.monitor.every_steps = 0
-    return config
-
-def get_sweep():
-    return {sweep}
-"""
 
 
 @pytest.fixture
@@ -44,7 +24,7 @@ def sweep_of(tmp_path, tiny_run):
 
     def command(sweep, *arguments):
         path = tmp_path / "sweep_config.py"
-        path.write_text(CONFIG.format(data=config.data.data_dir, sweep=sweep))
+        path.write_text(CONFIG.format(data=config.data.data_dir, num_steps=4, sweep=sweep))
         return [
             *(sys.executable, "-m", "experiments.sweep"),
             *(f"--config={path}", f"--workdir={tmp_path / 'sweep'}", *arguments),

@@ -169,30 +169,6 @@ def test_s8_means_are_centred_around_their_unweighted_mean():
     np.testing.assert_allclose(nc1_jitted(stats), 0.5 / 4 / 2, rtol=1e-6)
 
 
-@pytest.mark.parametrize("dim", [3, 6])
-@pytest.mark.parametrize("gap", [0.0, 1e-7])
-def test_two_of_many_means_that_coincide_give_infinity(dim, gap):
-    rng = np.random.default_rng(0)
-    k = 5
-    means = 5 * rng.normal(size=(k, dim))
-    means[4] = means[1] * (1 + gap)
-    noise = rng.normal(size=(4, dim))
-    labels = np.repeat(np.arange(k), 8)
-    z = np.repeat(means, 8, axis=0) + np.tile(np.concatenate([noise, -noise]), (k, 1))
-    assert np.isposinf(nc1_jitted(statistics(z, labels, k)))
-    # The rest of the geometry is fine.
-    assert np.isfinite(nc2_jitted(statistics(z, labels, k))).all()
-
-
-def test_two_classes_of_the_same_points_in_another_order_coincide():
-    points = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
-    z = np.concatenate([points, points[::-1]])
-    stats = statistics(z, np.repeat([0, 1], 50), 2)
-    assert np.isposinf(nc1_jitted(stats))
-    assert np.isposinf(nc2_jitted(stats)).all()
-    assert np.isposinf(nc3_jitted(stats, np.ones((6, 5))))
-
-
 @pytest.mark.parametrize("value", [0.0, 3.0, 1000.3])
 def test_constant_embedding_is_undefined(value):
     z = np.full((6, 3), value)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.sweeps.config_file import CONFIG
 from tests.sweeps.one_node_slurm import one_node_slurm, why_not
 
 pytestmark = [
@@ -18,31 +19,13 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[2]
 
-# Two that are long enough to be preempted, at some hundred steps a second; then one that diverges.
-CONFIG = """
-from gc_nc.sweeps import grid
-from gc_nc.training.configuration import default_config
-
-def get_config():
-    config = default_config()
-    config.data.source = "npz"
-    config.data.data_dir = {data!r}
-    config.model.width = 0.02
-    config.batch_size = 2
-    config.optimizer.learning_rate = 0.1
-    config.num_steps = {short}
-    config.evaluation.every_steps = 0
-    config.monitor.every_steps = 0
-    config.log_every_steps = 20
-    config.checkpoint.every_steps = 0
-    return config
-
-def get_sweep():
-    long = grid({{"num_steps": [{long}], "seed": (0, 1)}})
-    return [*long, {{"optimizer.learning_rate": 1e30}}, {{"seed": 2}}]
-"""
-
 LONG, SHORT = 2000, 100
+# Two that are long enough to be preempted, at some hundred steps a second; then one that diverges.
+SWEEP = f"""[
+    *grid({{"num_steps": [{LONG}], "seed": (0, 1)}}),
+    {{"optimizer.learning_rate": 1e30}},
+    {{"seed": 2}},
+]"""
 FAILING = "optimizer.learning_rate=1e+30"
 LENGTHS = {f"num_steps={LONG},seed={seed}": LONG for seed in (0, 1)} | {
     FAILING: SHORT,
@@ -72,7 +55,7 @@ def running_jobs():
 
 def test_a_sweep_of_four_two_at_a_time_with_a_failure_and_a_preemption(slurm, tiny_run, tmp_path):
     data = tiny_run[0].data.data_dir
-    (tmp_path / "config.py").write_text(CONFIG.format(data=data, long=LONG, short=SHORT))
+    (tmp_path / "config.py").write_text(CONFIG.format(data=data, num_steps=SHORT, sweep=SWEEP))
     workdir = tmp_path / "sweep"
     sweep = subprocess.Popen(
         [

@@ -24,6 +24,17 @@ def test_a_later_sweep_adds_its_members(tmp_path):
     assert listing == {f"seed={i}": {"seed": i} for i in range(3)}
 
 
+def test_another_base_is_refused_also_before_any_member_began(tmp_path):
+    open_sweep(tmp_path, members(seed=(0,)))
+    before = config_path(tmp_path, "seed=0").read_text()
+    base = default_config()
+    base.num_steps = 7
+    with pytest.raises(InputError, match="num_steps is 2000 there and 7 here"):
+        open_sweep(tmp_path, members(base, seed=(0, 1)))
+    assert config_path(tmp_path, "seed=0").read_text() == before
+    assert "seed=1" not in json.loads((tmp_path / "sweep.json").read_text())
+
+
 def test_configs_come_back_as_they_were(tmp_path):
     values = {"schedule.boundaries": [(0.5,), ()], "data.name": [None, "a b,*"]}
     for member in (all_of_them := make_members(default_config(), grid(values))):

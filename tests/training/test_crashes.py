@@ -1,9 +1,11 @@
 """What a crash, a full disk or a second start leave, and what the next start makes of it."""
 
+import fcntl
 import gc
 import os
 import resource
 import shutil
+import threading
 from pathlib import Path
 
 import jax
@@ -213,6 +215,17 @@ def test_two_starts_at_once(tiny_run):
             loop.train(config, workdir)
         assert [path.name for path in workdir.iterdir()] == [".lock"]
     assert loop.train(config, workdir)["step"] == 8
+
+
+def test_a_look_at_the_lock_keeps_nobody_from_the_run(tmp_path):
+    (tmp_path / run_directory.LOCK).touch()
+    with (tmp_path / run_directory.LOCK).open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        release = threading.Timer(0.1, fcntl.flock, (file, fcntl.LOCK_UN))
+        release.start()
+        with run_directory.hold_run(tmp_path):
+            pass
+        release.join()
 
 
 def test_a_run_that_another_process_ended_meanwhile(tiny_run, monkeypatch):

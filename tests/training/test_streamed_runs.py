@@ -1,11 +1,14 @@
 """A run whose images are read while it trains is the run whose images are in memory."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
 from gc_nc.data.streamed_images import StreamedImages
 from gc_nc.training import loop, run_directory, run_setup
+from gc_nc.training.checkpoints import StorageError
 from gc_nc.training.finished_run import open_run
 from gc_nc.training.full_measurement import measure_run
 from gc_nc.training.progress import Progress
@@ -60,3 +63,35 @@ def test_a_streamed_run_is_the_resident_one_also_when_it_goes_on(folder_run, mon
         for run in runs
     ]
     assert measured[0][1]["train"].values == measured[1][1]["train"].values
+
+
+def test_an_image_that_breaks_meanwhile_saves_and_the_run_goes_on_once_it_is_mended(
+    folder_run, monkeypatch, capsys
+):
+    config, workdir = folder_run
+    config = streamed(config)
+    config.num_steps, config.evaluation.every_steps, config.data.standardize = 30, 0, False
+    # More batches than are read ahead.
+    config.checkpoint.every_steps = 0
+    unbroken = loop.train(config, workdir.with_name("unbroken"))
+    whole = {path: path.read_bytes() for path in Path(config.data.data_dir).rglob("*.png")}
+    advance = Progress.advance
+
+    def break_images(self):
+        for path in whole:
+            path.write_bytes(b"no image")
+        advance(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "advance", break_images)
+        with pytest.raises(
+            StorageError, match=r"no image that can be read.* on from step \d+$"
+        ) as error:
+            loop.train(config, workdir)
+    step = str(error.value).rpartition(" ")[2]
+    assert (workdir / "checkpoints" / step).is_dir()
+    for path, content in whole.items():
+        path.write_bytes(content)
+    assert loop.train(config, workdir) == unbroken
+    assert f"going on from the checkpoint of step {step}\n" in capsys.readouterr().out
+    assert without_clock(workdir) == without_clock(workdir.with_name("unbroken"))

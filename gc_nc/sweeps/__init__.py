@@ -1,5 +1,5 @@
 """Many runs of one config: which they are, and where they run."""
 
-from gc_nc.sweeps.members import grid
+from gc_nc.sweeps.members import grid, one_at_a_time
 
-__all__ = ["grid"]
+__all__ = ["grid", "one_at_a_time"]

@@ -56,6 +56,23 @@ def grid(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def one_at_a_time(values: Mapping[str, Any], seeds: Iterable[int]) -> list[dict[str, Any]]:
+    """Overrides that change one key at a time, the others as in the config, for each seed.
+
+    The rows of a figure: `one_at_a_time({"batch_size": (8, 32), "optimizer.l2": (0.0, 1e-3)},
+    range(3))`. The config itself, if it is among the values of several keys, is one member a seed.
+
+    Raises:
+      InputError: as `grid`.
+    """
+    seeds = list(seeds)
+    return [
+        overrides
+        for key, choices in values.items()
+        for overrides in grid({key: choices, "seed": seeds})
+    ]
+
+
 def read_sweep(config_file: str) -> list[Mapping[Any, Any]]:
     """What get_sweep() of a config file returns.
 

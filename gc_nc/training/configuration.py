@@ -79,7 +79,8 @@ def default_config() -> ConfigDict:
                     "target": (),
                     # For "random": (source, target) or (source, val, target) numbers of classes.
                     "counts": (),
-                    # Of "random" and of the images that are held out, apart from the run's seed.
+                    # Of "random" and of the images that are held out or left out, apart from the
+                    # run's seed.
                     "seed": 0,
                     # What every class must have; default any number.
                     "images_per_class": config_dict.placeholder(int),
@@ -87,6 +88,11 @@ def default_config() -> ConfigDict:
                 # Share of each source class that is the test split, where classes are divided or
                 # the source has none.
                 "holdout": 0.2,
+                # So many random images of each class, by classes.seed, to train on, to test on, and
+                # of each class that is kept for transfer. Default all.
+                "train_images_per_class": config_dict.placeholder(int),
+                "test_images_per_class": config_dict.placeholder(int),
+                "held_images_per_class": config_dict.placeholder(int),
                 # Height and width that an image folder's images are resized to.
                 "image_size": config_dict.placeholder(int),
             },
@@ -327,6 +333,9 @@ def check_config(config: ConfigDict) -> None:
         ("data.memory_limit_gib", 0),
         ("data.classes.images_per_class", 2),
         ("data.image_size", 4),
+        ("data.train_images_per_class", 1),
+        ("data.test_images_per_class", 1),
+        ("data.held_images_per_class", 1),
         ("stop_after_epochs_at_full_accuracy", 0),
     ):
         require(key, flat[key] is None or flat[key] >= least, f"at least {least}, or left out")

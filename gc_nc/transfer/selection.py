@@ -53,14 +53,14 @@ def rank_correlation(
     if np.isnan(x).any() or np.isnan(y).any():
         raise InputError("a run has a metric that is NaN, which has no rank; leave the run out")
     rows = np.random.default_rng(seed).integers(0, len(x), (_RESAMPLES, len(x)))
-    resampled = _spearman(x[rows], y[rows])
+    resampled = spearman(x[rows], y[rows])
     known = resampled[np.isfinite(resampled)]
     low, high = np.quantile(known, [0.025, 0.975]) if known.size else (math.nan, math.nan)
-    rho = float(_spearman(x[None], y[None])[0])
+    rho = float(spearman(x[None], y[None])[0])
     return RankCorrelation(rho, float(low), float(high), len(x))
 
 
-def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """rho of each row; NaN where a side is constant."""
     x, y = (rankdata(values, axis=1) for values in (x, y))
     x, y = (values - values.mean(axis=1, keepdims=True) for values in (x, y))

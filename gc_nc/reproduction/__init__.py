@@ -1,0 +1,1 @@
+"""From finished runs to figures, verdicts on the paper's claims, and a report."""

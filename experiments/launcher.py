@@ -5,6 +5,7 @@ import difflib
 import itertools
 import os
 import re
+import runpy
 import signal
 import sys
 from collections.abc import Callable
@@ -14,8 +15,12 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from experiments import stored_config
 from gc_nc.compilation import default_cache_dir, use_persistent_cache
 from gc_nc.errors import InputError
+from gc_nc.sweeps.members import Member
+from gc_nc.sweeps.sweep_directory import config_path, run_path
+from gc_nc.training.configuration import default_config, flatten
 
 #: Bad input: nothing was done, nothing overwritten.
 EXIT_BAD_INPUT = 2
@@ -87,6 +92,32 @@ def read_config(flag: flags.FlagHolder) -> ConfigDict:
             " ConfigDict of default_config() with what you change"
         )
     return flag.value
+
+
+def config_of_file(config_file: str) -> ConfigDict:
+    """What get_config of FILE:ARGUMENT returns, unlocked, with the types of optional keys."""
+    path, _, argument = config_file.partition(":")
+    config = default_config()
+    config.update_from_flattened_dict(flatten(runpy.run_path(path)["get_config"](argument)))
+    return config
+
+
+def train_command(workdir: Path) -> Callable[[Member], list[str]]:
+    """The command line that trains a member of a sweep in a process of its own."""
+    common = ["--distributed=no"]
+    if _CACHE_DIR.value is not None:
+        common.append(f"--compilation_cache_dir={_CACHE_DIR.value}")
+
+    def command(member: Member) -> list[str]:
+        # Not the config file itself: it may change while the sweep runs.
+        config = f"{os.path.relpath(stored_config.__file__)}:{config_path(workdir, member.name)}"
+        run = run_path(workdir, member.name)
+        return [
+            *(sys.executable, "-m", "experiments.train"),
+            *(f"--config={config}", f"--workdir={run}", *common),
+        ]
+
+    return command
 
 
 def fail(message: str, exit_code: int) -> None:

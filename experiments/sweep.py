@@ -14,7 +14,6 @@ started; 128 + its number stopped by a signal (130 Ctrl-C, 143 SIGTERM): here th
 their state, on a cluster they go on.
 """
 
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -22,12 +21,12 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import launcher, stored_config
+from experiments import launcher
 from gc_nc.errors import InputError
 from gc_nc.sweeps.local_executor import make_slots, run_locally
-from gc_nc.sweeps.members import Member, make_members, read_sweep
+from gc_nc.sweeps.members import make_members, read_sweep
 from gc_nc.sweeps.slurm_executor import SlurmOptions, run_on_slurm
-from gc_nc.sweeps.sweep_directory import config_path, open_sweep, run_path
+from gc_nc.sweeps.sweep_directory import open_sweep
 from gc_nc.sweeps.sweep_status import State, outcome_table
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -74,21 +73,7 @@ def _here(members, workdir):
             raise InputError(f"--{flag.name} is for --executor=slurm")
     slots = make_slots(_MAX_PARALLEL.value, _GPUS.value)
     open_sweep(workdir, members)
-    cache = flags.FLAGS.compilation_cache_dir
-    common = ["--distributed=no"]
-    if cache is not None:
-        common.append(f"--compilation_cache_dir={cache}")
-
-    def command(member: Member) -> list[str]:
-        # Not the config file itself: it may change while the sweep runs.
-        config = f"{os.path.relpath(stored_config.__file__)}:{config_path(workdir, member.name)}"
-        run = run_path(workdir, member.name)
-        return [
-            *(sys.executable, "-m", "experiments.train"),
-            *(f"--config={config}", f"--workdir={run}", *common),
-        ]
-
-    return run_locally(members, workdir, command, slots)
+    return run_locally(members, workdir, launcher.train_command(workdir), slots)
 
 
 def _on_slurm(members, workdir):

@@ -105,7 +105,7 @@ def rank_test(
     low, high = _interval(x, y, group, rng)
     if permute == "settings":
         x, y = (np.bincount(group, values) / np.bincount(group) for values in (x, y))
-    return RankTest(rho, low, high, _p_value(x, y, rng), len(group), len(names), permute)
+    return RankTest(rho, low, high, _p_value(x, y, rng), len(settings), len(names), permute)
 
 
 def _interval(x, y, group, rng) -> tuple[float, float]:
@@ -167,15 +167,16 @@ def rank_finding(claim: str, sign: int, test: RankTest) -> Finding:
 
 
 def _shown(test: RankTest) -> str:
-    count = test.num_settings if test.permuted == "settings" else test.num_runs
     text = f"{test.p_value:.2g}"
-    if test.p_value >= ALPHA and 2 / math.factorial(min(count, 20)) >= ALPHA:
-        text += f" ({count} settings cannot give less than {2 / math.factorial(count):.2g})"
+    least = 2 / math.factorial(min(test.num_settings, 20))
+    if test.permuted == "settings" and least >= ALPHA:
+        text += f" ({test.num_settings} settings cannot give less than {min(1, least):.2g})"
     return text
 
 
 def counted_finding(claim: str, num_true: int, total: int, evidence: str = "") -> Finding:
     """The verdict on a claim about each of `total` cases: it holds if it does in all of them."""
+    num_true = int(num_true)
     verdict = UNDECIDED if not total else HOLDS if num_true == total else FAILS
     counted = f"in {num_true} of {total}"
     return Finding(

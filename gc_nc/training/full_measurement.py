@@ -76,7 +76,9 @@ def measure_run(
 
     Yields:
       (step, measurements by split), with neural_collapse_bound_per_class,
-      neural_collapse_bound_paper and bound_poincare_constant among their values.
+      neural_collapse_bound_paper and bound_poincare_constant among their values, and, if training
+      images are measured, nearest_mean_error: the share of examples whose nearest training class
+      mean is another class's.
     """
     seed = run.config.seed
     placed = {name: on_device(getattr(run.dataset, name)) for name in splits}
@@ -105,6 +107,10 @@ def measure_run(
             others = [other for other in measured if other != name] or [name]
             constant = measured[others[0]].values["poincare_constant"]
             measurement.values.update(_bounds(measurement, constant))
+            if "train" in measured:
+                measurement.values["nearest_mean_error"] = _nearest_mean_error(
+                    measured["train"].statistics, variables, placed[name], run
+                )
         yield step, measured
 
 
@@ -262,12 +268,31 @@ def measurement_table(step: int, measured: dict[str, SplitMeasurement]) -> str:
     return "\n".join(lines + notes)
 
 
-@partial(jit_for_device, static_argnames=("model", "normalization", "batch_size"))
-def _nc4_batch(statistics, variables, split, start, **static):
-    """How many examples of the batch differ; NaN if an embedding is not finite."""
-    logits, embeddings, _, weights = forward_batch(variables, split, start, **static)
-    share = metrics.nc4(logits, embeddings, statistics, weights=weights)
+@partial(jit_for_device, static_argnames=("model", "normalization", "batch_size", "against_labels"))
+def _nc4_batch(statistics, variables, split, start, *, against_labels=False, **static):
+    """How many examples of the batch the nearest mean labels otherwise than the network, or than
+    they are; NaN if an embedding is not finite.
+    """
+    logits, embeddings, labels, weights = forward_batch(variables, split, start, **static)
+    predictions = labels if against_labels else logits
+    share = metrics.nc4(predictions, embeddings, statistics, weights=weights)
     return jnp.round(share * jnp.sum(weights))
+
+
+def _nearest_mean_error(statistics, variables, split: ImageSplit, run: FinishedRun) -> float:
+    num_examples = split.labels.shape[0]
+    batch_size = min(run.config.evaluation.batch_size, num_examples)
+    static = {
+        "model": run.model,
+        "normalization": run.normalization,
+        "batch_size": batch_size,
+        "against_labels": True,
+    }
+    num_wrong = sum(
+        float(_nc4_batch(statistics, variables, batch, start, **static))
+        for batch, start in device_batches(split, batch_size)
+    )
+    return num_wrong / num_examples
 
 
 @jax.jit

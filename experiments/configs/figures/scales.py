@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from gc_nc.errors import InputError
+from gc_nc.training.configuration import default_config
 
 SCALES = ("paper", "small", "demo", "smoke")
 
@@ -13,34 +14,25 @@ def check_scale(scale: str, has: tuple[str, ...]) -> None:
         raise InputError(f"scale {scale!r} is not one of {', '.join(has)}")
 
 
-def use_smoke_scale(config: ConfigDict) -> None:
-    """A narrow VGG-11 on few of the embedded digits for a few steps: no result, only the way."""
-    smoke = {
-        "data.source": "digits",
-        "data.name": None,
-        "data.image_size": None,
-        "data.classes.split": "random",
-        "data.classes.counts": (5, 5),
-        "data.classes.images_per_class": None,
-        "data.holdout": 0.2,
-        "data.train_images_per_class": 16,
-        "data.test_images_per_class": 8,
-        "data.held_images_per_class": 30,
-        "data.crop_padding": 0,
-        "data.flip": False,
-        "model.name": "vgg11",
-        "model.width": 0.1,
-        "model.batch_norm": None,
-        "batch_size": 16,
-        "num_steps": 12,
-        "schedule.name": "constant",
-        "evaluation.every_steps": 6,
-        "evaluation.batch_size": 40,
-        "evaluation.gc_examples": 16,
-        "evaluation.gc_probes": 1,
-        "monitor.every_steps": 0,
-        "log_every_steps": 0,
-        "checkpoint.every_steps": 6,
-        "stop_after_epochs_at_full_accuracy": None,
-    }
-    config.update_from_flattened_dict(smoke)
+def smoke_config() -> ConfigDict:
+    """A narrow VGG-11 on few of the embedded digits for a few steps: no result, only the way.
+
+    The same for every figure, so that what a figure does with its runs is tried and not a network.
+    """
+    config = default_config()
+    config.data.classes.split = "random"
+    config.data.classes.counts = (5, 5)
+    config.data.train_images_per_class = 16
+    config.data.test_images_per_class = 8
+    config.data.held_images_per_class = 30
+    config.model.width = 0.1
+    config.batch_size = 16
+    config.num_steps = 12
+    config.evaluation.every_steps = 6
+    config.evaluation.batch_size = 40
+    config.evaluation.gc_examples = 16
+    config.evaluation.gc_probes = 1
+    config.monitor.every_steps = 0
+    config.log_every_steps = 0
+    config.checkpoint.every_steps = 6
+    return config

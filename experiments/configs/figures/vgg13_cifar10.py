@@ -20,13 +20,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.configs import cifar10_vgg13
-from experiments.configs.figures.scales import SCALES, check_scale, use_smoke_scale
+from experiments.configs.figures.scales import SCALES, check_scale, smoke_config
 from gc_nc.sweeps import one_at_a_time
 
 
 def get_config(scale: str = "paper") -> ConfigDict:
     """Without momentum or BatchNorm, into the terminal phase."""
     check_scale(scale, SCALES)
+    if scale == "smoke":
+        return smoke_config()
     config = cifar10_vgg13.get_config()
     config.checkpoint.keep = 60
     if scale == "small":
@@ -50,8 +52,6 @@ def get_config(scale: str = "paper") -> ConfigDict:
         config.evaluation.every_steps = 100
         config.checkpoint.every_steps = 500
         config.stop_after_epochs_at_full_accuracy = None
-    elif scale == "smoke":
-        use_smoke_scale(config)
     return config
 
 

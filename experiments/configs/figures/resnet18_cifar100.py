@@ -1,0 +1,57 @@
+"""ResNet-18 on CIFAR-100: figure 2 of arXiv 2405.15706, and ours on the estimators' cost.
+
+One run, whose GC is then measured exactly and from samples. All settings are ours.
+
+    python -m experiments.reproduce --figure=2 --scale=small --data_dir=DATA --workdir=DIR
+
+paper: full width, all images. small: width 0.25 on 2,000 images of CIFAR-10, to training accuracy 1
+and on; results in docs/results/. smoke: the way only.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.configs.figures.scales import check_scale, smoke_config
+from gc_nc.training.configuration import default_config
+
+_SCALES = ("paper", "small", "smoke")
+
+
+def get_config(scale: str = "paper") -> ConfigDict:
+    """100 epochs; small until 5 epochs after training accuracy 1."""
+    check_scale(scale, _SCALES)
+    if scale == "smoke":
+        return smoke_config()
+    config = default_config()
+    config.data.source = "tfds"
+    config.data.name = "cifar100"
+    config.model.name = "resnet18"
+    config.model.width = 1.0
+    config.batch_size = 128
+    config.optimizer.learning_rate = 0.05
+    config.optimizer.momentum = 0.9
+    config.optimizer.l2 = 5e-4
+    config.schedule.name = "step"
+    config.schedule.boundaries = (0.6, 0.8)
+    config.num_steps = 100 * 50_000 // 128
+    config.evaluation.every_steps = 3910
+    config.checkpoint.every_steps = 3910
+    if scale == "small":
+        config.data.name = "cifar10"
+        config.data.train_images_per_class = 200
+        config.data.test_images_per_class = 100
+        config.model.width = 0.25
+        config.batch_size = 64
+        config.schedule.name = "constant"
+        config.num_steps = 1500
+        config.evaluation.every_steps = 100
+        config.checkpoint.every_steps = 500
+        config.stop_after_epochs_at_full_accuracy = 5.0
+    return config
+
+
+def get_sweep(scale: str = "paper") -> list[dict[str, Any]]:
+    """The config itself."""
+    check_scale(scale, _SCALES)
+    return [{"seed": 0}]

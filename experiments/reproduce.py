@@ -1,0 +1,143 @@
+"""Reproduces a figure of the paper: runs, picture, and a verdict on each of its claims.
+
+    python -m experiments.reproduce --list
+    python -m experiments.reproduce --figure=1 --scale=demo --workdir=DIR
+    python -m experiments.reproduce --figure=1,3,5 --scale=small --data_dir=DATA --workdir=DIR
+
+Runs what is missing of the figure's sweep in DIR/SWEEP (a folder that experiments.sweep takes too,
+as on a cluster), draws DIR/figures/figure_1.png, judges the claims in figure_1.json and writes all
+that is in DIR/figures/ to DIR/report.html, one page that needs no network. The same command again
+goes on.
+
+Exit codes: 0 drawn from all runs; 1 some runs are missing, and the page says why; 2 bad input;
+128 + its number stopped by a signal (130 Ctrl-C, 143 SIGTERM), the runs have saved their state.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from absl import flags
+from tqdm import tqdm
+
+from experiments import launcher
+from gc_nc.errors import InputError
+from gc_nc.reproduction import reproduce
+from gc_nc.reproduction.catalogue import FIGURES, find_figure, listing
+from gc_nc.reproduction.report import write_report
+from gc_nc.sweeps.local_executor import make_slots, run_locally
+from gc_nc.sweeps.members import Member, make_members, read_sweep
+from gc_nc.sweeps.sweep_status import outcome_table
+from gc_nc.training.loop import Interrupted
+
+_FIGURE = flags.DEFINE_list("figure", None, "Number of a figure, several as in 1,3, or all.")
+_SCALE = flags.DEFINE_enum("scale", "demo", ("paper", "small", "demo", "smoke"), "See --list.")
+# Other commands have flags of the same names, and tests import several commands.
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of runs and figures.", allow_override=True)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the images are.", allow_override=True)
+_MAX_PARALLEL = flags.DEFINE_integer(
+    "max_parallel",
+    None,
+    "Runs at once. Default: one, or one a core up to 4 where there is no GPU.",
+    lower_bound=1,
+    allow_override=True,
+)
+_GPUS = flags.DEFINE_integer("gpus", 0, "GPUs of each run.", lower_bound=0, allow_override=True)
+_LIST = flags.DEFINE_bool("list", False, "Shows the figures, their claims and what they cost.")
+_CONFIGS = Path(__file__).parent / "configs" / "figures"
+
+
+def main(argv: list[str]) -> None:
+    """Lists the figures, or makes those that were asked for."""
+    del argv
+    if _LIST.value:
+        print(listing())
+        return
+    scale = _SCALE.value
+    if not _FIGURE.value:
+        raise InputError("--figure is missing; --list shows which there are")
+    if not _WORKDIR.value:
+        raise InputError("--workdir is missing; name a folder for it, as in runs/figure1")
+    numbers = _FIGURE.value
+    if numbers == ["all"]:
+        numbers = [number for number, figure in FIGURES.items() if scale in figure.cost]
+    figures = [find_figure(number, scale) for number in dict.fromkeys(numbers)]
+    workdir = Path(_WORKDIR.value).expanduser()
+    sweeps = {name: _members(name, scale) for name in (f.sweep_at(scale) for f in figures)}
+    for name, (base, members) in sweeps.items():
+        reproduce.prepare(workdir / name, members, base)
+    for name, (_, members) in sweeps.items():
+        _run(workdir / name, members)
+    missing = []
+    with tqdm(total=0, bar_format="{desc}", disable=None) as bar:
+        for figure in figures:
+            base, members = sweeps[figure.sweep_at(scale)]
+            record = reproduce.make_figure(
+                figure,
+                scale,
+                workdir,
+                members,
+                base,
+                data_dir=_DATA_DIR.value,
+                report=bar.set_description_str,
+            )
+            bar.clear()
+            print(_verdicts(record))
+            missing += record["missing"]
+    print(f"report: {write_report(workdir)}")
+    sys.exit(bool(missing))
+
+
+def _members(sweep: str, scale: str):
+    file = f"{_CONFIGS / sweep}.py:{scale}"
+    base = launcher.config_of_file(file)
+    if base.data.source != "digits":
+        if not _DATA_DIR.value:
+            raise InputError(
+                f"--data_dir is missing: {sweep} at scale {scale} needs {base.data.name}; see"
+                f" {os.path.relpath(_CONFIGS / sweep)}.py"
+            )
+        base.data.data_dir = _DATA_DIR.value
+    return base.lock(), make_members(base, read_sweep(file))
+
+
+def _run(sweep_dir: Path, members: list[Member]) -> None:
+    missing = reproduce.missing_members(sweep_dir, members)
+    if not missing:
+        return
+    if _SCALE.value == "smoke":
+        try:
+            reproduce.run_here(sweep_dir, missing)
+        except Interrupted as stop:
+            launcher.fail(str(stop), 128 + stop.signal_number)
+        return
+    print(f"{sweep_dir.name}: {len(missing)} of {len(members)} runs are to be made")
+    slots = make_slots(_MAX_PARALLEL.value or _default_parallel(), _GPUS.value)
+    outcomes, signal_number = run_locally(
+        members, sweep_dir, launcher.train_command(sweep_dir), slots
+    )
+    if signal_number is not None:
+        print(outcome_table(outcomes))
+        sys.exit(128 + signal_number)
+
+
+def _default_parallel() -> int:
+    if shutil.which("nvidia-smi") or not hasattr(os, "sched_getaffinity"):
+        return 1
+    return min(4, len(os.sched_getaffinity(0)))
+
+
+def _verdicts(record: dict) -> str:
+    lines = [f"figure {record['number']}, {record['scale']}: {record['title']}"]
+    width = max(len(finding["verdict"]) for finding in record["findings"])
+    lines += [
+        f"  {finding['verdict']:{width}}  {finding['claim']}: {finding['evidence']}"
+        for finding in record["findings"]
+    ]
+    lines += [f"  missing: {run}" for run in record["missing"]]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    launcher.run(main)

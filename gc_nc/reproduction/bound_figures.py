@@ -1,0 +1,236 @@
+"""Figures of the bounds: on the nearest-mean error, and the paper's against the per-class one."""
+
+import math
+import statistics
+
+from gc_nc.reproduction.checkpoint_measurements import measure_checkpoints
+from gc_nc.reproduction.claims import counted_finding
+from gc_nc.reproduction.drawing import (
+    COLORS,
+    Scatter,
+    draw_scatters,
+    new_panels,
+    save,
+    set_logarithmic,
+)
+from gc_nc.reproduction.figure_result import (
+    Context,
+    FigureResult,
+    correlate,
+    require_runs,
+    settings_table,
+)
+from gc_nc.reproduction.run_table import Run, setting_name
+
+_MOST_STEPS = 8
+_GC_EXAMPLES, _GC_PROBES = 512, 4
+
+_ERROR = "test/nearest_mean_error"
+_FROM_NC, _FROM_GC = "bound_from_nc", "bound_from_gc"
+
+
+def error_bound_figure(context: Context) -> FigureResult:
+    """Error of the nearest class mean and its bounds, from NC and from GC."""
+    require_runs(context)
+    sweep = context.sweep
+    base_runs = sweep.base_runs or sweep.runs[:1]
+    over_training = [_bounds_of(context, run, _MOST_STEPS) for run in base_runs]
+    last = _last_measurements(context)
+    groups = grouped(context, last)
+
+    figure, [[over_time, beside]] = new_panels(1, 2)
+    for metric, title, color in (
+        (_ERROR, "test error of the nearest mean", COLORS[1]),
+        (_FROM_NC, "bound from NC (Prop. 5.1)", COLORS[0]),
+        (_FROM_GC, "bound from GC", COLORS[2]),
+    ):
+        _draw_band(over_time, base_runs, over_training, metric, color, title)
+        if metric != _ERROR:
+            over_time.axhline(1, color="#999999", lw=0.8, ls=":")
+    set_logarithmic(over_time)
+    over_time.set(xlabel="Epoch", title=f"Over training, {len(base_runs)} seeds")
+    over_time.legend(frameon=False, fontsize=8)
+    for i, (name, values) in enumerate(groups.items()):
+        beside.plot(
+            [v[_FROM_GC] for v in values],
+            [v[_ERROR] for v in values],
+            "os^vDP"[i % 6],
+            color=COLORS[i % len(COLORS)],
+            ms=5,
+            alpha=0.8,
+            label=name,
+        )
+    set_logarithmic(beside, "x")
+    beside.set(xlabel="Bound from GC, uncapped", ylabel="Test error of the nearest mean")
+    beside.set(title="At the end, all runs")
+    beside.legend(frameon=False, fontsize=8)
+    save(figure, context.image)
+
+    cases = [values for of_run in over_training for values in of_run.values()]
+    cases += [last[run.workdir] for run in sweep.runs if run not in base_runs]
+    telling = sum(values[_FROM_NC] < 1 for values in cases)
+    findings = [
+        counted_finding(
+            "The bound from NC is never below the error",
+            sum(values[_FROM_NC] >= values[_ERROR] for values in cases),
+            len(cases),
+            f"it is below 1, and so says anything, in {telling}",
+        ),
+        counted_finding(
+            "The bound from GC is never below the bound from NC",
+            sum(values[_FROM_GC] >= values[_FROM_NC] for values in cases),
+            len(cases),
+            "Poincare constant from the training images",
+        ),
+    ]
+    for metric, name in ((_FROM_NC, "NC"), (_FROM_GC, "GC")):
+        findings.append(
+            correlate(
+                f"A lower bound from {name} goes with a lower error",
+                1,
+                sweep.runs,
+                lambda run, metric=metric: last[run.workdir][metric],
+                lambda run: last[run.workdir][_ERROR],
+                permute="settings",
+            )
+        )
+    table = settings_table(
+        sweep.rows,
+        (
+            (_ERROR, "nearest-mean test error"),
+            ("test/neural_collapse", "test NC"),
+            (_FROM_NC, "bound from NC"),
+            (_FROM_GC, "bound from GC"),
+            ("train/poincare_constant", "Poincare constant (train)"),
+        ),
+        lambda run, metric: last[run.workdir][metric],
+    )
+    caption = (
+        "Left: error of the nearest training class mean on test images, and the bounds of"
+        " Proposition 5.1, 16 (k - 1) (1 + 2 / n) NC of the test images with n training images a"
+        " class, and with NC replaced by its bound from GC; not capped at 1 (dotted). Bands: lowest"
+        " to highest seed. Right: the error against the bound from GC, a dot a run."
+    )
+    notes = [
+        "A bound above 1 says nothing of the error; that it is not below it is then no news.",
+        f"GC of the bounds on {_GC_EXAMPLES} random images of each split (or all, if there are"
+        f" fewer), {_GC_PROBES} products each.",
+    ]
+    return FigureResult(caption, findings, *table, notes)
+
+
+def neural_collapse_bounds_figure(context: Context) -> FigureResult:
+    """NC of the test images against its two bounds from GC."""
+    require_runs(context)
+    last = _last_measurements(context)
+    paper, own = "test/neural_collapse_bound_paper", "test/neural_collapse_bound_per_class"
+    nc = "test/neural_collapse"
+    draw_scatters(
+        grouped(context, last),
+        (
+            Scatter(paper, nc, "Bound of the paper", "NC, test images", diagonal=True),
+            Scatter(own, nc, "Bound by class", "NC, test images", diagonal=True),
+            Scatter(paper, "ratio", "Bound of the paper", "Bound of the paper / by class"),
+        ),
+        context.image,
+    )
+    values = [last[run.workdir] for run in context.sweep.runs]
+    total = len(values)
+    findings = [
+        counted_finding(
+            f"NC is at most the {name}",
+            sum(v[nc] <= v[metric] for v in values),
+            total,
+            f"the bound is {statistics.median(v[metric] / v[nc] for v in values):.3g} times NC at"
+            " the median",
+        )
+        for metric, name in ((paper, "paper's bound"), (own, "bound by class"))
+    ]
+    findings.append(
+        counted_finding(
+            "The bound by class is sharper than the paper's",
+            sum(v["ratio"] > 1 for v in values),
+            total,
+            f"{min(v['ratio'] for v in values):.3g} to {max(v['ratio'] for v in values):.3g} times"
+            " sharper",
+        )
+    )
+    for metric, name in ((paper, "paper's bound"), (own, "bound by class")):
+        findings.append(
+            correlate(
+                f"A lower {name} goes with lower NC",
+                1,
+                context.sweep.runs,
+                lambda run, metric=metric: last[run.workdir][metric],
+                lambda run: last[run.workdir][nc],
+                permute="settings",
+            )
+        )
+    table = settings_table(
+        context.sweep.rows,
+        ((nc, "test NC"), (paper, "paper's bound"), (own, "bound by class"), ("ratio", "ratio")),
+        lambda run, metric: last[run.workdir][metric],
+    )
+    caption = (
+        "NC of the test images against its bounds from GC at the end of each run, dotted where they"
+        " are equal: c times geometric collapse (Proposition 4.1) and, by class,"
+        " c / (k (k - 1)) times the sum over pairs of GC_i / d_ij^2. c is the smallest that holds"
+        " on the training images, so the test images may break the bound."
+    )
+    return FigureResult(caption, findings, *table, ["At equal GC in all classes the two agree."])
+
+
+def grouped(context: Context, values: dict) -> dict[str, list[dict[str, float]]]:
+    """Values of the runs by the setting that is varied, the config itself as one group."""
+    groups: dict[str, list] = {}
+    for run in context.sweep.runs:
+        names = [setting_name(key) for key, _ in run.setting]
+        groups.setdefault(", ".join(names) or "as configured", []).append(values[run.workdir])
+    return groups
+
+
+def _last_measurements(context: Context) -> dict:
+    last = {}
+    for run in context.sweep.runs:
+        [last[run.workdir]] = _bounds_of(context, run, 1).values()
+    return last
+
+
+def _bounds_of(context: Context, run: Run, most_steps: int) -> dict[int, dict[str, float]]:
+    context.report(f"measuring {run.workdir.name}")
+    smoke = context.scale == "smoke"
+    measured = measure_checkpoints(
+        run.workdir,
+        context.open_run,
+        most_steps=most_steps,
+        gc_examples=40 if smoke else _GC_EXAMPLES,
+        gc_probes=1 if smoke else _GC_PROBES,
+    )
+    num_classes = run.metadata["data"]["num_classes"]
+    shots = run.metadata["data"]["num_train"] / num_classes
+    factor = 16 * (num_classes - 1) * (1 + 2 / shots)
+    paper, own = "test/neural_collapse_bound_paper", "test/neural_collapse_bound_per_class"
+    return {
+        step: {
+            **values,
+            _FROM_NC: factor * values["test/neural_collapse"],
+            _FROM_GC: factor * values[paper],
+            "ratio": values[paper] / values[own] if values[own] else math.nan,
+        }
+        for step, values in measured.items()
+    }
+
+
+def _draw_band(ax, runs, measured, metric: str, color: str, title: str) -> None:
+    series = [
+        {run.epochs(step): values[metric] for step, values in of_run.items()}
+        for run, of_run in zip(runs, measured, strict=True)
+    ]
+    for points in series:
+        ax.plot(list(points), list(points.values()), color=color, lw=0.6, alpha=0.5, marker=".")
+    common = sorted(set.intersection(*(set(points) for points in series)))
+    values = [[points[x] for points in series] for x in common]
+    ax.plot(common, [statistics.fmean(v) for v in values], color=color, lw=2, label=title)
+    ax.fill_between(
+        common, [min(v) for v in values], [max(v) for v in values], color=color, alpha=0.18, lw=0
+    )

@@ -1,0 +1,182 @@
+"""Pictures of sweeps: rows of curves with a band over seeds, and scatters of runs."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gc_nc.reproduction.run_table import Row, Run, setting_name
+
+COLORS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d5a97", "#e09f3e", "#4a4e69", "#00798c", "#6b4226")
+_MARKERS = "os^vDPX*"
+_GREY = "#555555"
+
+Curves = list[tuple[float, dict[str, float]]]
+
+
+class Column(NamedTuple):
+    """A metric in a column of panels: its name, title, and whether its axis is logarithmic."""
+
+    metric: str
+    title: str
+    logarithmic: bool = True
+
+
+def draw_rows(
+    rows: Sequence[Row],
+    columns: Sequence[Column],
+    curves_of: Callable[[Run], Curves],
+    path: Path,
+    *,
+    x_title: str = "Epoch",
+) -> None:
+    """A row of panels a setting, a column a metric; a colour a value.
+
+    Thick lines are means over the seeds as far as all of them go, with a band from the lowest to
+    the highest; thin ones are the runs, to their ends.
+
+    Args:
+      rows: at least one, each with a run.
+      columns: what is drawn.
+      curves_of: points (x, {metric: value}) of a run.
+      path: of the PNG; its folder is made.
+      x_title: of the horizontal axes.
+    """
+    figure, axes = _panels(len(rows), len(columns))
+    for row, row_axes in zip(rows, axes, strict=True):
+        colors = _shades(len(row.runs))
+        curves = {value: [curves_of(run) for run in runs] for value, runs in row.runs.items()}
+        for column, ax in zip(columns, row_axes, strict=True):
+            for color, (value, of_runs) in zip(colors, curves.items(), strict=True):
+                _draw_seeds(ax, of_runs, column.metric, color, f"{value:g}")
+            ax.set_xlabel(x_title)
+            if column.logarithmic:
+                set_logarithmic(ax)
+            if row is rows[0]:
+                ax.set_title(column.title, fontsize=11)
+        row_axes[0].set_ylabel(setting_name(row.key), fontweight="bold")
+        row_axes[-1].legend(
+            title=setting_name(row.key), frameon=False, fontsize=8, title_fontsize=8
+        )
+    _save(figure, path)
+
+
+def _draw_seeds(ax, of_runs: Sequence[Curves], metric: str, color, label: str) -> None:
+    series = [
+        {x: values[metric] for x, values in curve if math.isfinite(values.get(metric, math.nan))}
+        for curve in of_runs
+    ]
+    for points in series:
+        ax.plot(list(points), list(points.values()), color=color, lw=0.6, alpha=0.5)
+    common = sorted(set.intersection(*(set(points) for points in series)))
+    values = np.array([[points[x] for x in common] for points in series])
+    if not common:
+        return
+    ax.plot(common, values.mean(axis=0), color=color, lw=2, label=label)
+    ax.fill_between(common, values.min(axis=0), values.max(axis=0), color=color, alpha=0.18, lw=0)
+
+
+class Scatter(NamedTuple):
+    """A panel of runs: what is on each axis, and the metrics' titles."""
+
+    x: str
+    y: str
+    x_title: str
+    y_title: str
+    x_logarithmic: bool = True
+    y_logarithmic: bool = True
+    diagonal: bool = False
+
+
+def draw_scatters(
+    groups: Mapping[str, Sequence[Mapping[str, float]]],
+    panels: Sequence[Scatter],
+    path: Path,
+    *,
+    columns: int = 3,
+) -> None:
+    """A panel a pair of metrics, a dot a run, a colour and marker a group of runs."""
+    count = len(panels)
+    columns = min(columns, count)
+    figure, axes = _panels(-(-count // columns), columns)
+    flat = [ax for row in axes for ax in row]
+    for panel, ax in zip(panels, flat, strict=False):
+        for i, (name, runs) in enumerate(groups.items()):
+            ax.plot(
+                [run[panel.x] for run in runs],
+                [run[panel.y] for run in runs],
+                _MARKERS[i % len(_MARKERS)],
+                color=COLORS[i % len(COLORS)],
+                ms=5,
+                alpha=0.8,
+                label=name,
+            )
+        for axis, on in (("x", panel.x_logarithmic), ("y", panel.y_logarithmic)):
+            if on:
+                set_logarithmic(ax, axis)
+        if panel.diagonal:
+            low = max(ax.get_xlim()[0], ax.get_ylim()[0])
+            high = min(ax.get_xlim()[1], ax.get_ylim()[1])
+            if low < high:
+                ax.plot([low, high], [low, high], color=_GREY, lw=1, ls=":")
+        ax.set(xlabel=panel.x_title, ylabel=panel.y_title)
+    for ax in flat[count:]:
+        ax.remove()
+    flat[0].legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def new_panels(rows: int, columns: int):
+    """A figure and its axes, a list a row, for pictures that are drawn elsewhere."""
+    return _panels(rows, columns)
+
+
+def save(figure, path: Path) -> None:
+    """Writes the PNG; makes its folder."""
+    _save(figure, path)
+
+
+def set_logarithmic(ax, axis: str = "y") -> None:
+    """With plain numbers, between the powers of ten too where few of those are in sight."""
+    from matplotlib.ticker import LogLocator
+
+    low, high = getattr(ax, f"{axis}axis").get_data_interval()
+    # A logarithmic axis of nothing positive would warn and show nothing.
+    if not (math.isfinite(low) and 0 < low <= high):
+        return
+    getattr(ax, f"set_{axis}scale")("log")
+    ticks = getattr(ax, f"{axis}axis")
+    ticks.set_major_formatter("{x:g}")
+    subs = (2, 3, 5) if high > 3 * low else (1.5, 2, 2.5, 3, 4, 5, 6, 8)
+    ticks.set_minor_locator(LogLocator(subs=subs if high < 100 * low else ()))
+    ticks.set_minor_formatter("{x:g}")
+    ax.tick_params(axis=axis, which="both", labelsize=8)
+
+
+def _shades(count: int) -> list[Any]:
+    """Light to dark, the highest value darkest; none too light for white paper."""
+    from matplotlib import colormaps
+
+    return [colormaps["viridis"](0.88 - 0.88 * i / max(1, count - 1)) for i in range(count)]
+
+
+def _panels(rows: int, columns: int):
+    # The Agg canvas by hand: pyplot would choose a window system and change global state.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.7 * columns, 2.9 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat:
+        ax.grid(alpha=0.25)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=8)
+    return figure, [list(row) for row in axes]
+
+
+def _save(figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,142 @@
+"""What a figure is made from and what comes of it, and the steps that figures share."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gc_nc.errors import InputError
+from gc_nc.reproduction.claims import UNDECIDED, Finding, rank_finding, rank_test
+from gc_nc.reproduction.run_table import Row, Run, Sweep, setting_name
+from gc_nc.training.finished_run import FinishedRun
+
+
+class Context(NamedTuple):
+    """What a figure is made from.
+
+    Attributes:
+      sweep: its runs.
+      image: the PNG to write.
+      scale: of the runs.
+      open_run: opens one to measure it.
+      report: called with what is being done.
+    """
+
+    sweep: Sweep
+    image: Path
+    scale: str
+    open_run: Callable[[Path], FinishedRun]
+    report: Callable[[str], None] = lambda doing: None
+
+
+class FigureResult(NamedTuple):
+    """What came of a figure; its picture is in the file of the context.
+
+    Attributes:
+      caption: what is drawn.
+      findings: a verdict a claim.
+      columns: of the table.
+      rows: of the table, as wide.
+      notes: what a reader must know.
+    """
+
+    caption: str
+    findings: list[Finding]
+    columns: list[str]
+    rows: list[list[Any]]
+    notes: list[str]
+
+
+#: Whether more of a setting is claimed to lower GC (-1) or to raise it (1).
+CLAIMED_SIGN = {
+    "optimizer.learning_rate": -1,
+    "batch_size": 1,
+    "optimizer.l2": -1,
+    "gc_penalty.weight": -1,
+}
+
+
+def correlate(
+    claim: str,
+    sign: int,
+    runs: Sequence[Run],
+    x_of: Callable[[Run], float],
+    y_of: Callable[[Run], float],
+    *,
+    permute: str,
+) -> Finding:
+    """The verdict on a claim that x and y of runs rise together (sign 1) or not (-1)."""
+    try:
+        test = rank_test(
+            [float(x_of(run)) for run in runs],
+            [float(y_of(run)) for run in runs],
+            [run.setting for run in runs],
+            permute=permute,
+        )
+    except InputError as error:
+        return Finding(claim, UNDECIDED, str(error), {"num_runs": len(runs)})
+    return rank_finding(claim, sign, test)
+
+
+def setting_claims(
+    row: Row, metrics: Sequence[tuple[str, str, int]], value_of: Callable[[Run, str], float]
+) -> list[Finding]:
+    """Whether a setting moves metrics as claimed.
+
+    Args:
+      row: of the setting.
+      metrics: (metric, what it is called, 1 if it falls with GC or -1 if it rises as GC falls).
+      value_of: a run's metric.
+    """
+    name, sign = setting_name(row.key).lower().replace("gc ", "GC "), CLAIMED_SIGN[row.key]
+    name = "L2" if row.key == "optimizer.l2" else name
+    more = "A smaller" if sign > 0 else "A larger" if row.key == "gc_penalty.weight" else "A higher"
+    if row.key == "optimizer.l2":
+        more = "Stronger"
+    runs = [run for of_value in row.runs.values() for run in of_value]
+    return [
+        correlate(
+            f"{more} {name} lowers {title}" if way > 0 else f"{more} {name} raises {title}",
+            sign * way,
+            runs,
+            lambda run: run.config[row.key],
+            lambda run, metric=metric: value_of(run, metric),
+            permute="runs",
+        )
+        for metric, title, way in metrics
+    ]
+
+
+def settings_table(
+    rows: Sequence[Row],
+    columns: Sequence[tuple[str, str]],
+    value_of: Callable[[Run, str], float],
+) -> tuple[list[str], list[list[Any]]]:
+    """Means and ranges over the seeds of each value of each setting.
+
+    Args:
+      rows: of a sweep.
+      columns: (metric, title).
+      value_of: a run's metric.
+    """
+    lines = []
+    for row in rows:
+        for value, runs in row.runs.items():
+            cells: list[Any] = [f"{setting_name(row.key)} {value:g}", len(runs)]
+            for metric, _ in columns:
+                values = [value_of(run, metric) for run in runs]
+                mean = statistics.fmean(values)
+                cells.append(
+                    mean
+                    if len(values) == 1
+                    else f"{mean:.4g} ({min(values):.4g} to {max(values):.4g})"
+                )
+            lines.append(cells)
+    return ["setting", "seeds", *(title for _, title in columns)], lines
+
+
+def require_runs(context: Context) -> None:
+    """Raises InputError where no run is finished, so that there is nothing to draw."""
+    if not context.sweep.runs:
+        why = "; ".join(f"{name}: {reason}" for name, reason in context.sweep.missing.items())
+        raise InputError(f"no run is finished ({why})")

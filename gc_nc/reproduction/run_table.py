@@ -1,0 +1,155 @@
+"""The finished runs of a sweep: their settings, seeds and measurements, in rows of one setting."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from gc_nc.sweeps.members import Member
+from gc_nc.sweeps.sweep_directory import is_done, log_path, run_path
+from gc_nc.sweeps.sweep_status import error_in, last_start
+from gc_nc.training.configuration import flatten
+from gc_nc.training.run_directory import read_json_object, read_records
+
+#: What a setting is called, in the order of the paper's rows.
+SETTING_NAMES = {
+    "optimizer.learning_rate": "Learning rate",
+    "batch_size": "Batch size",
+    "optimizer.l2": "L2",
+    "gc_penalty.weight": "GC penalty",
+}
+
+
+def setting_name(key: str) -> str:
+    """What a setting is called; its key if nothing better is known."""
+    return SETTING_NAMES.get(key, key)
+
+
+class Run(NamedTuple):
+    """A finished run.
+
+    Attributes:
+      workdir: its directory.
+      setting: (key, value) of what differs from the base config, the seed left out.
+      seed: its seed.
+      config: every key, dotted.
+      evaluations: records of metrics.jsonl that hold an evaluation, by step.
+      metadata: of the run.
+    """
+
+    workdir: Path
+    setting: tuple[tuple[str, Any], ...]
+    seed: int
+    config: dict[str, Any]
+    evaluations: list[dict[str, Any]]
+    metadata: dict[str, Any]
+
+    @property
+    def final(self) -> dict[str, float]:
+        """Metrics of the last evaluation."""
+        return self.evaluations[-1]
+
+    def epochs(self, step: int) -> float:
+        """How often each training example was seen by a step."""
+        return step * self.config["batch_size"] / self.metadata["data"]["num_train"]
+
+
+class Row(NamedTuple):
+    """Runs that differ in one setting and their seed, the others as in the base config.
+
+    Attributes:
+      key: of the setting.
+      runs: {value: runs by seed}, values ascending.
+    """
+
+    key: str
+    runs: dict[Any, list[Run]]
+
+
+class Sweep(NamedTuple):
+    """What is there of a sweep.
+
+    Attributes:
+      base: its config, every key, dotted.
+      runs: that are finished, and whose metrics are numbers.
+      rows: of these, one for each setting that is varied.
+      missing: {name: why} of the others.
+    """
+
+    base: dict[str, Any]
+    runs: list[Run]
+    rows: list[Row]
+    missing: dict[str, str]
+
+    @property
+    def base_runs(self) -> list[Run]:
+        """Runs of the config itself, that differ in their seed alone."""
+        return [run for run in self.runs if not run.setting]
+
+
+def collect(workdir: Path, members: Sequence[Member], base: ConfigDict) -> Sweep:
+    """Reads the finished runs of a sweep.
+
+    Args:
+      workdir: of the sweep.
+      members: of it.
+      base: the config that they vary.
+    """
+    flat_base = flatten(base)
+    runs, missing = [], {}
+    for member in members:
+        if not is_done(workdir, member.name):
+            missing[member.name] = _why_not_done(workdir, member.name)
+            continue
+        run = _read_run(run_path(workdir, member.name), member, flat_base)
+        bad = [name for name, value in run.final.items() if _is_bad(value)]
+        if bad:
+            missing[member.name] = f"{', '.join(bad)} of its last evaluation is no finite number"
+        else:
+            runs.append(run)
+    varied = {key for member in members for key in member.overrides} - {"seed"}
+    # In the paper's order, others behind.
+    known = [key for key in SETTING_NAMES if key in varied]
+    keys = [*known, *sorted(varied - set(known))]
+    rows = [row for key in keys if (row := _row(key, runs)).runs]
+    return Sweep(flat_base, runs, rows, missing)
+
+
+def _why_not_done(workdir: Path, name: str) -> str:
+    log = log_path(workdir, name)
+    if not log.exists():
+        return "not started"
+    error = error_in(last_start(log.read_text("utf-8", "replace")))
+    return error or "not finished"
+
+
+def _read_run(workdir: Path, member: Member, base: Mapping[str, Any]) -> Run:
+    evaluations = [record for record in read_records(workdir) if "train/accuracy" in record]
+    config = flatten(member.config)
+    differing = [key for key in base if key != "seed" and config[key] != base[key]]
+    return Run(
+        workdir,
+        tuple((key, config[key]) for key in differing),
+        member.config.seed,
+        config,
+        evaluations,
+        read_json_object(workdir / "metadata.json"),
+    )
+
+
+def _is_bad(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _row(key: str, runs: Sequence[Run]) -> Row:
+    own = [run for run in runs if {name for name, _ in run.setting} <= {key}]
+    values = sorted({run.config[key] for run in own})
+    return Row(
+        key,
+        {
+            value: sorted((run for run in own if run.config[key] == value), key=lambda r: r.seed)
+            for value in values
+        },
+    )

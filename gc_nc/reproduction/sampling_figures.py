@@ -1,0 +1,247 @@
+"""Figures of how well samples give GC: the paper's three ways, and all estimators by their cost."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from scipy import stats
+
+from gc_nc import metrics
+from gc_nc.data.device_batches import normalize
+from gc_nc.models import embed_fn
+from gc_nc.reproduction.claims import FAILS, HOLDS, UNDECIDED, Finding, counted_finding
+from gc_nc.reproduction.drawing import COLORS, new_panels, save, set_logarithmic
+from gc_nc.reproduction.figure_result import Context, FigureResult, require_runs
+from gc_nc.training.evaluation import gc_subset, images_of, on_device
+
+_TRIALS = 20
+_STREAM = 5
+_WAYS = {
+    "examples": "Examples",
+    "jacobian_entries": "Jacobian entries an example",
+    "output_dims": "Embedding dimensions an example",
+}
+_METHODS = (
+    "output_probes",
+    "deflated",
+    "input_probes",
+    "output_dims",
+    "input_dims",
+    "jacobian_entries",
+)
+
+
+class _Sizes(NamedTuple):
+    """How much is sampled: images whose exact GC is the truth, those of the other two ways, the
+    sizes of samples, and of the estimators' products.
+    """
+
+    population: int
+    images: int
+    examples: tuple[int, ...]
+    parts: tuple[int, ...]
+    products: tuple[int, ...]
+
+
+_SMALL = _Sizes(512, 64, (4, 8, 16, 32, 64, 128), (1, 2, 4, 8, 16, 32), (3, 6, 12, 24, 48))
+_PAPER = _Sizes(5000, 256, (4, 8, 16, 32, 64, 128, 256, 512, 1024), *_SMALL[3:])
+_SMOKE = _Sizes(24, 8, (2, 6), (1, 2), (3,))
+
+
+def sampling_figure(context: Context) -> FigureResult:
+    """Mean and standard deviation of 20 trials of each way to sample, against exact GC."""
+    require_runs(context)
+    sizes = _sizes(context)
+    embed, images = _network(context, sizes.population)
+    context.report(f"exact GC of {len(images)} images")
+    norms = np.asarray(metrics.jacobian_norms(embed, images, skip_inactive=True), np.float64)
+    few = images[: sizes.images]
+    exact = {
+        "examples": float(norms.mean()),
+        "jacobian_entries": float(norms[: sizes.images].mean()),
+        "output_dims": float(norms[: sizes.images].mean()),
+    }
+    rng = np.random.default_rng(0)
+    trials: dict[str, dict[int, np.ndarray]] = {way: {} for way in _WAYS}
+    for size in (s for s in sizes.examples if s <= len(norms) // 4):
+        chosen = [rng.permutation(len(norms))[:size] for _ in range(_TRIALS)]
+        trials["examples"][size] = np.array([norms[rows].mean() for rows in chosen])
+    for way in ("jacobian_entries", "output_dims"):
+        for size in sizes.parts:
+            context.report(f"{_TRIALS} trials of {size} {_WAYS[way].lower()}")
+            trials[way][size] = np.array(
+                [_estimate(embed, few, way, size, trial) for trial in range(_TRIALS)]
+            )
+    _draw_trials(context, trials, exact)
+    findings = [_unbiased(way, of_way, exact[way]) for way, of_way in trials.items()]
+    findings += [_rate(way, of_way) for way, of_way in trials.items()]
+    rows = [
+        [_WAYS[way], size, values.mean(), values.std(ddof=1) / exact[way]]
+        for way, of_way in trials.items()
+        for size, values in of_way.items()
+    ]
+    rows.insert(0, ["Exact", f"{len(norms)} images", exact["examples"], None])
+    rows.insert(1, ["Exact", f"{len(few)} images", exact["output_dims"], None])
+    caption = (
+        f"GC from samples, mean and standard deviation of {_TRIALS} trials (band), against the"
+        f" exact value (dotted): random subsets of {len(norms)} images; and, on {len(few)} of"
+        " these, random Jacobian entries and embedding dimensions, drawn anew for each image."
+    )
+    columns = ["sample", "size", "mean of GC", "standard deviation / exact GC"]
+    return FigureResult(caption, findings, columns, rows, [_of_network(context)])
+
+
+def estimators_figure(context: Context) -> FigureResult:
+    """Relative error of the estimators of GC against what they cost."""
+    require_runs(context)
+    sizes = _sizes(context)
+    embed, images = _network(context, sizes.images)
+    context.report(f"exact GC of {len(images)} images")
+    norms = np.asarray(metrics.jacobian_norms(embed, images, skip_inactive=True), np.float64)
+    errors: dict[str, dict[int, np.ndarray]] = {}
+    for method in _METHODS:
+        for products in sizes.products:
+            context.report(f"{method}, {products} products")
+            estimates = metrics.estimate_jacobian_norms(
+                embed, images, _key(0), method=method, num_probes=products
+            )
+            relative = np.asarray(estimates, np.float64) / norms - 1
+            errors.setdefault(method, {})[products] = relative
+    figure, [[ax]] = new_panels(1, 1)
+    figure.set_size_inches(6.5, 4.2)
+    for color, (method, of_method) in zip(COLORS, errors.items(), strict=False):
+        rms = [math.sqrt(np.mean(relative**2)) for relative in of_method.values()]
+        ax.plot(list(of_method), rms, "o-", color=color, ms=4, label=method)
+    set_logarithmic(ax)
+    set_logarithmic(ax, "x")
+    ax.set(xlabel="Jacobian products an image", ylabel="Relative error of an image's norm")
+    ax.legend(frameon=False, fontsize=8)
+    save(figure, context.image)
+    findings = [
+        _cheaper("output_probes", other, errors)
+        for other in ("output_dims", "input_probes", "jacobian_entries")
+    ]
+    most = max(sizes.products)
+    findings.append(_cheaper("deflated", "output_probes", errors, only=most))
+    rows = [
+        [method, products, math.sqrt(np.mean(relative**2))]
+        for method, of_method in errors.items()
+        for products, relative in of_method.items()
+    ]
+    caption = (
+        f"Root mean square, over {len(images)} training images, of the relative error of the"
+        " estimated Jacobian norm of one image, against the number of Jacobian products. An entry"
+        " of the Jacobian costs a product too."
+    )
+    columns = ["estimator", "products an image", "relative error"]
+    return FigureResult(caption, findings, columns, rows, [_of_network(context)])
+
+
+def _sizes(context: Context) -> _Sizes:
+    return {"paper": _PAPER, "smoke": _SMOKE}.get(context.scale, _SMALL)
+
+
+def _network(context: Context, num_images: int):
+    """The embedding of the config's own first run, and random training images."""
+    runs = context.sweep.base_runs or context.sweep.runs
+    run = context.open_run(runs[0].workdir)
+    subset = gc_subset(run.config.seed, len(run.dataset.train.labels), num_images)
+    images = normalize(images_of(on_device(run.dataset.train), subset), run.normalization)
+    return embed_fn(run.model, run.variables(run.steps[-1])), images
+
+
+def _of_network(context: Context) -> str:
+    run = (context.sweep.base_runs or context.sweep.runs)[0]
+    config, end = run.config, run.final
+    return (
+        f"{config['model.name']}, width {config['model.width']:g}, {run.metadata['data']['name']},"
+        f" seed {run.seed}, step {end['step']}: training accuracy {end['train/accuracy']:.4g}, test"
+        f" accuracy {end['test/accuracy']:.4g}."
+    )
+
+
+def _key(trial: int):
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(0), _STREAM), trial)
+
+
+def _estimate(embed, images, method: str, size: int, trial: int) -> float:
+    return float(
+        metrics.estimate_geometric_complexity(
+            embed, images, _key(trial), method=method, num_probes=size
+        ).mean
+    )
+
+
+def _draw_trials(context: Context, trials, exact) -> None:
+    figure, [axes] = new_panels(1, len(trials))
+    for color, ax, (way, of_way) in zip(COLORS, axes, trials.items(), strict=False):
+        sizes = list(of_way)
+        mean = np.array([values.mean() for values in of_way.values()])
+        std = np.array([values.std(ddof=1) for values in of_way.values()])
+        ax.plot(sizes, mean, "o-", color=color, ms=4)
+        ax.fill_between(sizes, mean - std, mean + std, color=color, alpha=0.2, lw=0)
+        ax.axhline(exact[way], color="#333333", lw=1, ls=":")
+        set_logarithmic(ax, "x")
+        ax.set_xticks(sizes, [str(size) for size in sizes])
+        ax.minorticks_off()
+        ax.set(xlabel=_WAYS[way], ylim=(0, None))
+    axes[0].set_ylabel("Geometric complexity")
+    save(figure, context.image)
+
+
+def _unbiased(way: str, trials: dict[int, np.ndarray], exact: float) -> Finding:
+    """Whether all means are as near to the exact value as chance lets them be."""
+    t = [
+        (values.mean() - exact) / (values.std(ddof=1) / math.sqrt(len(values)))
+        for values in trials.values()
+    ]
+    limit = float(stats.t.ppf(1 - 0.025 / len(t), _TRIALS - 1))
+    return counted_finding(
+        f"{_WAYS[way]}: the mean of the trials is the exact GC",
+        sum(abs(value) <= limit for value in t),
+        len(t),
+        f"largest |t| {max(map(abs, t)):.2f}, where chance alone gives up to {limit:.2f} in 95% (t"
+        " test, Bonferroni)",
+    )
+
+
+def _rate(way: str, trials: dict[int, np.ndarray], resamples: int = 2000) -> Finding:
+    """Whether the error falls as one over the square root of the sample."""
+    sizes = np.log(list(trials))
+    values = np.array(list(trials.values()))
+    rng = np.random.default_rng(0)
+    slopes = []
+    for _ in range(resamples):
+        drawn = rng.integers(0, values.shape[1], values.shape)
+        spread = np.take_along_axis(values, drawn, axis=1).std(axis=1, ddof=1)
+        slopes.append(np.polyfit(sizes, np.log(spread), 1)[0])
+    slope = float(np.polyfit(sizes, np.log(values.std(axis=1, ddof=1)), 1)[0])
+    low, high = (float(q) for q in np.quantile(slopes, [0.025, 0.975]))
+    verdict = HOLDS if low <= -0.5 <= high and high < 0 else FAILS
+    return Finding(
+        f"{_WAYS[way]}: the error falls as one over the square root of their number",
+        UNDECIDED if high >= 0 >= low else verdict,
+        f"exponent {slope:.2f} [{low:.2f}, {high:.2f}] where -0.5 is claimed",
+        {"exponent": slope, "low": low, "high": high, "num_trials": _TRIALS},
+    )
+
+
+def _cheaper(method: str, other: str, errors, only: int | None = None, resamples: int = 2000):
+    """Whether a method has the smaller error at the same number of products."""
+    products = [only] if only else list(errors[method])
+    squares = [
+        np.mean([errors[name][p] ** 2 for p in products], axis=0) for name in (method, other)
+    ]
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, len(squares[0]), (resamples, len(squares[0])))
+    ratios = np.sqrt(squares[0][rows].mean(axis=1) / squares[1][rows].mean(axis=1))
+    ratio = math.sqrt(squares[0].mean() / squares[1].mean())
+    low, high = (float(q) for q in np.quantile(ratios, [0.025, 0.975]))
+    at = f"at {only} products" if only else "at the same number of products"
+    return Finding(
+        f"{method} has a smaller error than {other} {at}",
+        HOLDS if high < 1 else FAILS if low > 1 else UNDECIDED,
+        f"ratio of errors {ratio:.2f} [{low:.2f}, {high:.2f}], bootstrap over images",
+        {"ratio": ratio, "low": low, "high": high, "num_images": len(squares[0])},
+    )

@@ -1,0 +1,192 @@
+"""Figures of how training moves GC and NC: setting by setting, and in the terminal phase."""
+
+from gc_nc.reproduction.claims import counted_finding
+from gc_nc.reproduction.drawing import Column, draw_rows
+from gc_nc.reproduction.figure_result import (
+    Context,
+    FigureResult,
+    correlate,
+    require_runs,
+    setting_claims,
+    settings_table,
+)
+from gc_nc.reproduction.run_table import Run
+
+_GC, _GEOMETRIC, _NC = (
+    "train/geometric_complexity",
+    "train/geometric_collapse",
+    "train/neural_collapse",
+)
+
+
+def final(run: Run, metric: str) -> float:
+    """A metric of a run's last evaluation."""
+    return run.final[metric]
+
+
+def curves(run: Run) -> list[tuple[float, dict[str, float]]]:
+    """The evaluations of a run by epoch."""
+    return [(run.epochs(record["step"]), record) for record in run.evaluations]
+
+
+def setting_figure(context: Context) -> FigureResult:
+    """GC, geometric collapse and NC over training, a row a setting."""
+    require_runs(context)
+    sweep = context.sweep
+    columns = (
+        Column(_GC, "Geometric complexity"),
+        Column(_GEOMETRIC, "Geometric collapse"),
+        Column(_NC, "Neural collapse"),
+    )
+    draw_rows(sweep.rows, columns, curves, context.image)
+    findings = [
+        finding
+        for row in sweep.rows
+        for finding in setting_claims(
+            row,
+            ((_GC, "GC", 1), (_GEOMETRIC, "geometric collapse", 1), (_NC, "NC", 1)),
+            final,
+        )
+    ]
+    for x, y, claim in (
+        (_GC, _GEOMETRIC, "Lower GC goes with lower geometric collapse"),
+        (_GC, _NC, "Lower GC goes with lower NC"),
+        (_GEOMETRIC, _NC, "Lower geometric collapse goes with lower NC"),
+    ):
+        findings.append(
+            correlate(
+                f"{claim}, over all settings" if len(sweep.rows) > 1 else claim,
+                1,
+                sweep.runs,
+                lambda run, x=x: run.final[x],
+                lambda run, y=y: run.final[y],
+                permute="settings",
+            )
+        )
+    table = settings_table(
+        sweep.rows,
+        (
+            (_GC, "train GC"),
+            (_GEOMETRIC, "geometric collapse"),
+            (_NC, "train NC"),
+            ("test/neural_collapse", "test NC"),
+            ("train/accuracy", "train accuracy"),
+            ("test/accuracy", "test accuracy"),
+            ("step", "steps"),
+        ),
+        final,
+    )
+    caption = (
+        "GC, geometric collapse and NC of the training images against the epoch. A colour a value"
+        " of the setting, the thick line the mean over its seeds with a band from the lowest to the"
+        " highest, thin lines the runs to their ends. Verdicts are of the last evaluation."
+    )
+    return FigureResult(caption, findings, *table, _training_notes(context))
+
+
+def _training_notes(context: Context) -> list[str]:
+    runs = context.sweep.runs
+    fitted = sum(run.final["train/accuracy"] == 1 for run in runs)
+    return [
+        f"{fitted} of {len(runs)} runs end at training accuracy 1.",
+        "Claims on a setting permute runs; claims on two metrics permute settings, of which there"
+        f" are {len({run.setting for run in runs})}. GC is in model-input units (per-channel mean 0"
+        " and variance 1).",
+    ]
+
+
+def terminal_phase_figure(context: Context) -> FigureResult:
+    """NC and test accuracy from the first evaluation at training accuracy 1 on."""
+    require_runs(context)
+    sweep = context.sweep
+    columns = (
+        Column(_NC, "NC, training images"),
+        Column("test/neural_collapse", "NC, test images"),
+        Column("test/accuracy", "Test accuracy", logarithmic=False),
+    )
+    rows = [
+        row._replace(
+            runs={
+                value: fitted
+                for value, runs in row.runs.items()
+                if (fitted := [run for run in runs if _first_fitted(run) is not None])
+            }
+        )
+        for row in sweep.rows
+    ]
+    rows = [row for row in rows if row.runs]
+    terminal = [run for run in sweep.runs if _first_fitted(run) is not None]
+    if rows:
+        draw_rows(rows, columns, curves, context.image)
+    else:
+        # Nothing is fitted, as at the smallest scale: the whole of training is all there is.
+        draw_rows(sweep.rows, columns, curves, context.image)
+    findings = [
+        counted_finding(
+            f"After training accuracy 1, NC of the {split} images goes on falling",
+            sum(
+                run.final[f"{split}/neural_collapse"]
+                < _first_fitted(run)[f"{split}/neural_collapse"]
+                for run in lasting
+            ),
+            len(lasting),
+            "first evaluation at training accuracy 1 against the last one",
+        )
+        for lasting in [[run for run in terminal if _first_fitted(run) is not run.final]]
+        for split in ("train", "test")
+    ]
+    for x, name in ((_GC, "GC"), (_NC, "NC of the training images")):
+        findings.append(
+            correlate(
+                f"Lower {name} goes with higher test accuracy, over settings in the terminal phase",
+                -1,
+                terminal,
+                lambda run, x=x: run.final[x],
+                lambda run: run.final["test/accuracy"],
+                permute="settings",
+            )
+        )
+    for row in rows:
+        findings += setting_claims(row, (("test/accuracy", "test accuracy", -1),), final)
+    table = settings_table(
+        rows,
+        (
+            ("first", "epoch of train accuracy 1"),
+            ("last", "last epoch"),
+            ("first_nc", "train NC then"),
+            (_NC, "train NC at the end"),
+            ("test/neural_collapse", "test NC at the end"),
+            ("test/accuracy", "test accuracy"),
+        ),
+        _terminal_value,
+    )
+    caption = (
+        "NC and test accuracy against the epoch, of runs that reach training accuracy 1, into the"
+        " terminal phase. Lines and bands as in figure 1."
+    )
+    notes = [
+        f"{len(terminal)} of {len(sweep.runs)} runs reach training accuracy 1; the others are left"
+        " out here.",
+        "A count holds only if it does in every run: a single run decides it.",
+    ]
+    return FigureResult(caption, findings, *table, notes)
+
+
+def _first_fitted(run: Run):
+    """The first evaluation from which on training accuracy stays at 1; None if it ends below."""
+    first = None
+    for record in run.evaluations:
+        if record["train/accuracy"] < 1:
+            first = None
+        elif first is None:
+            first = record
+    return first
+
+
+def _terminal_value(run: Run, metric: str) -> float:
+    first = _first_fitted(run)
+    if metric == "first":
+        return run.epochs(first["step"])
+    if metric == "last":
+        return run.epochs(run.final["step"])
+    return first[_NC] if metric == "first_nc" else run.final[metric]

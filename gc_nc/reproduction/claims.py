@@ -59,8 +59,8 @@ class Finding(NamedTuple):
 
 
 def rank_test(
-    x: Sequence[float],
-    y: Sequence[float],
+    x: Sequence[float] | np.ndarray,
+    y: Sequence[float] | np.ndarray,
     settings: Sequence[Hashable],
     *,
     permute: str,
@@ -176,7 +176,6 @@ def _shown(test: RankTest) -> str:
 
 def counted_finding(claim: str, num_true: int, total: int, evidence: str = "") -> Finding:
     """The verdict on a claim about each of `total` cases: it holds if it does in all of them."""
-    num_true = int(num_true)
     verdict = UNDECIDED if not total else HOLDS if num_true == total else FAILS
     counted = f"in {num_true} of {total}"
     return Finding(

@@ -13,7 +13,8 @@ COLORS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d5a97", "#e09f3e", "#4a4e69", "#00
 _MARKERS = "os^vDPX*"
 _GREY = "#555555"
 
-Curves = list[tuple[float, dict[str, float]]]
+#: Points of a run: where on the horizontal axis, and metrics by name.
+Curves = Sequence[tuple[float, Mapping[str, Any]]]
 
 
 class Column(NamedTuple):
@@ -58,7 +59,13 @@ def draw_rows(
                 ax.set_title(column.title, fontsize=11)
         row_axes[0].set_ylabel(setting_name(row.key), fontweight="bold")
         row_axes[-1].legend(
-            title=setting_name(row.key), frameon=False, fontsize=8, title_fontsize=8
+            title=setting_name(row.key),
+            frameon=False,
+            fontsize=8,
+            title_fontsize=8,
+            # Beside the panels, where it hides no line.
+            loc="upper left",
+            bbox_to_anchor=(1.0, 1.0),
         )
     _save(figure, path)
 

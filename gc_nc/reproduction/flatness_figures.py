@@ -20,8 +20,8 @@ _FLATNESS = (
     ("train/sam_sharpness", "SAM sharpness"),
 )
 _GC, _NC = "train/geometric_complexity", "train/neural_collapse"
-_FLATNESS_EXAMPLES = 64
-_MOST_STEPS, _LAYER_EXAMPLES, _LAYER_PROBES = 6, 64, 2
+_FLATNESS_EXAMPLES = 32
+_MOST_STEPS, _LAYER_EXAMPLES, _LAYER_PROBES = 4, 64, 2
 
 
 def flatness_figure(context: Context) -> FigureResult:

@@ -47,7 +47,7 @@ class Run(NamedTuple):
     metadata: dict[str, Any]
 
     @property
-    def final(self) -> dict[str, float]:
+    def final(self) -> dict[str, Any]:
         """Metrics of the last evaluation."""
         return self.evaluations[-1]
 

@@ -1,7 +1,7 @@
 """Figures of how training moves GC and NC: setting by setting, and in the terminal phase."""
 
 from gc_nc.reproduction.claims import counted_finding
-from gc_nc.reproduction.drawing import Column, draw_rows
+from gc_nc.reproduction.drawing import Column, Curves, draw_rows
 from gc_nc.reproduction.figure_result import (
     Context,
     FigureResult,
@@ -24,7 +24,7 @@ def final(run: Run, metric: str) -> float:
     return run.final[metric]
 
 
-def curves(run: Run) -> list[tuple[float, dict[str, float]]]:
+def curves(run: Run) -> Curves:
     """The evaluations of a run by epoch."""
     return [(run.epochs(record["step"]), record) for record in run.evaluations]
 

@@ -15,7 +15,7 @@ from gc_nc.reproduction.run_table import Run
 from gc_nc.transfer import run_evaluation, transfer_results
 from gc_nc.transfer.run_evaluation import Protocol
 
-_NUM_SHOTS, _MOST_WAYS = 5, 5
+_NUM_SHOTS, _MOST_WAYS, _MOST_STEPS = 5, 5, 4
 _GC, _NC, _ACCURACY = "source_gc", "target_nc", "accuracy"
 
 
@@ -106,7 +106,7 @@ def _transfer(context: Context, run: Run) -> dict[int, dict[str, float]]:
             for path in (run.workdir / "checkpoints").iterdir()
             if path.name.isdecimal()
         ),
-        2 if smoke else 5,
+        2 if smoke else _MOST_STEPS,
     )
     values: dict[int, dict[str, float]] = {}
     opened = tasks = None

@@ -4,7 +4,7 @@ One run, whose GC is then measured exactly and from samples. All settings are ou
 
     python -m experiments.reproduce --figure=2 --scale=small --data_dir=DATA --workdir=DIR
 
-paper: full width, all images. small: width 0.25 on 2,000 images of CIFAR-10, to training accuracy 1
+paper: full width, all images. small: width 0.25 on 1,000 images of CIFAR-10, to training accuracy 1
 and on; results in docs/results/. smoke: the way only.
 """
 
@@ -39,14 +39,15 @@ def get_config(scale: str = "paper") -> ConfigDict:
     config.checkpoint.every_steps = 3910
     if scale == "small":
         config.data.name = "cifar10"
-        config.data.train_images_per_class = 200
+        config.data.train_images_per_class = 100
         config.data.test_images_per_class = 100
         config.model.width = 0.25
-        config.batch_size = 64
+        config.batch_size = 32
         config.schedule.name = "constant"
         config.num_steps = 1500
-        config.evaluation.every_steps = 100
-        config.checkpoint.every_steps = 500
+        config.evaluation.every_steps = 150
+        config.evaluation.gc_probes = 2
+        config.checkpoint.every_steps = 600
         config.stop_after_epochs_at_full_accuracy = 5.0
     return config
 

@@ -48,6 +48,7 @@ def get_config(scale: str = "paper") -> ConfigDict:
         config.data.source = "digits"
         config.data.name = None
         config.model.width = 0.25
+        config.optimizer.learning_rate = 0.03
         config.num_steps = 1500
         config.evaluation.every_steps = 100
         config.checkpoint.every_steps = 500
@@ -61,12 +62,11 @@ def get_sweep(scale: str = "paper") -> list[dict[str, Any]]:
     if scale == "demo":
         return one_at_a_time({"optimizer.learning_rate": (0.01, 0.03, 0.1)}, range(2))
     if scale == "smoke":
-        values = {
-            "optimizer.learning_rate": (0.05, 0.2),
-            "batch_size": (8, 16),
-            "optimizer.l2": (0.0, 1e-2),
-        }
-        return one_at_a_time(values, range(2))
+        rest = {"batch_size": (8, 16), "optimizer.l2": (0.0, 1e-2)}
+        return [
+            *one_at_a_time({"optimizer.learning_rate": (0.05, 0.2)}, range(2)),
+            *one_at_a_time(rest, range(1)),
+        ]
     if scale == "small":
         values = {
             "optimizer.learning_rate": (0.01, 0.02, 0.04, 0.08),

@@ -1,0 +1,184 @@
+"""Every figure from its runs to its verdict, at the smallest scale, and what may go wrong."""
+
+import html
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import launcher
+from gc_nc.errors import InputError
+from gc_nc.reproduction import reproduce
+from gc_nc.reproduction.catalogue import FIGURES, find_figure, listing
+from gc_nc.reproduction.report import write_report
+from gc_nc.reproduction.run_table import SETTING_NAMES, collect
+from gc_nc.sweeps.members import make_members, read_sweep
+from gc_nc.sweeps.sweep_directory import is_done, run_path
+
+# Else each worker would train the runs again.
+pytestmark = pytest.mark.xdist_group("reproduce")
+
+CONFIGS = Path("experiments/configs/figures")
+SCALES = {(figure.sweep_at(s), s) for figure in FIGURES.values() for s in figure.cost}
+
+
+def sweep_of(name, scale):
+    file = f"{CONFIGS / name}.py:{scale}"
+    base = launcher.config_of_file(file)
+    return base.lock(), make_members(base, read_sweep(file))
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """Runs of a config that several sweeps have are trained once."""
+    folder, trained = tmp_path_factory.mktemp("figures"), {}
+    for name in sorted({figure.sweep for figure in FIGURES.values()}):
+        base, members = sweep_of(name, "smoke")
+        reproduce.prepare(folder / name, members, base)
+        for member in members:
+            done = trained.setdefault(str(member.config), run_path(folder / name, member.name))
+            if done.exists():
+                shutil.copytree(done, run_path(folder / name, member.name))
+            reproduce.run_here(folder / name, [member])
+    return folder
+
+
+@pytest.mark.parametrize("number", FIGURES)
+def test_smoke(number, workdir):
+    figure = FIGURES[number]
+    base, members = sweep_of(figure.sweep, "smoke")
+    record = reproduce.make_figure(figure, "smoke", workdir, members, base)
+    stored = json.loads((workdir / "figures" / f"figure_{number}.json").read_text())
+    assert stored["number"] == number
+    assert not stored["missing"]
+    assert stored["num_runs"] == len(members)
+    assert record["findings"]
+    assert {f["verdict"] for f in stored["findings"]} <= {"holds", "fails", "cannot be told"}
+    assert all(len(row) == len(stored["table"]["columns"]) for row in stored["table"]["rows"])
+    image = (workdir / "figures" / stored["image"]).read_bytes()
+    assert image.startswith(b"\x89PNG")
+    assert len(image) > 10_000
+    page = write_report(workdir).read_text()
+    assert html.escape(figure.title) in page
+    # The same again: what was measured is kept.
+    again = reproduce.make_figure(figure, "smoke", workdir, members, base)
+    assert again["findings"] == record["findings"]
+
+
+def test_a_missing_run_is_named_and_the_rest_is_drawn(workdir, tmp_path):
+    figure = FIGURES["1"]
+    base, members = sweep_of(figure.sweep, "smoke")
+    shutil.copytree(workdir / figure.sweep, tmp_path / figure.sweep)
+    gone, broken = members[0].name, members[1].name
+    shutil.rmtree(run_path(tmp_path / figure.sweep, gone))
+    log = tmp_path / figure.sweep / "logs" / f"{gone}.log"
+    log.write_text("=== started now\nerror: the loss is NaN\n")
+    metrics = run_path(tmp_path / figure.sweep, broken) / "metrics.jsonl"
+    lines = metrics.read_text().splitlines()
+    last = json.loads(lines[-1]) | {"train/neural_collapse": float("inf")}
+    metrics.write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
+    record = reproduce.make_figure(figure, "smoke", tmp_path, members, base)
+    assert record["num_runs"] == len(members) - 2
+    assert record["missing"] == [
+        f"{gone}: the loss is NaN",
+        f"{broken}: train/neural_collapse of its last evaluation is no finite number",
+    ]
+
+
+def test_without_a_finished_run_there_is_no_figure(tmp_path):
+    base, members = sweep_of("vgg13_cifar10", "smoke")
+    reproduce.prepare(tmp_path / "vgg13_cifar10", members, base)
+    for figure in FIGURES.values():
+        if figure.sweep == "vgg13_cifar10":
+            with pytest.raises(InputError, match=r"no run is finished .*not started"):
+                reproduce.make_figure(figure, "smoke", tmp_path, members, base)
+
+
+def test_rows_differ_in_their_setting_and_seed_alone(workdir):
+    base, members = sweep_of("vgg13_cifar10", "smoke")
+    sweep = collect(workdir / "vgg13_cifar10", members, base)
+    assert [row.key for row in sweep.rows] == list(SETTING_NAMES)[:3]
+    assert len(sweep.base_runs) == 2
+    for row in sweep.rows:
+        for value, runs in row.runs.items():
+            assert {run.seed for run in runs} <= {0, 1}
+            for run in runs:
+                differing = {
+                    k for k in sweep.base if run.config[k] != sweep.base[k] and k != "seed"
+                }
+                assert differing <= {row.key}
+                assert run.config[row.key] == value
+                assert run.final["step"] == 12
+                assert run.epochs(12) == 12 * run.config["batch_size"] / 80
+
+
+@pytest.mark.parametrize(("sweep", "scale"), sorted(SCALES))
+def test_the_sweep_of_every_figure_and_scale_is_valid(sweep, scale):
+    base, members = sweep_of(sweep, scale)
+    keys = {key for member in members for key in member.overrides} - {"seed"}
+    assert keys <= set(SETTING_NAMES)
+    for key in keys:
+        # The config itself is one of the row.
+        values = {_value(member.config, key) for member in members}
+        assert _value(base, key) in values
+        assert len(values) >= 2
+    if scale == "paper":
+        assert base.model.width == 1
+        assert len(members) in (1, 30, 50)
+
+
+def _value(config, key):
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def test_the_list_has_every_figure_with_its_claim_and_cost():
+    text = listing()
+    for figure in FIGURES.values():
+        assert figure.title in text
+        assert figure.claim in text
+        assert {"paper", "smoke"} <= set(figure.cost)
+
+
+def test_unknown_figures_and_scales_name_those_there_are():
+    with pytest.raises(InputError, match=r"--figure=7 is not one of 1, 2, .*--list"):
+        find_figure("7", "smoke")
+    with pytest.raises(InputError, match=r"--scale=small: figure A1 has paper, smoke"):
+        find_figure("a1", "small")
+
+
+def reproduce_command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.reproduce", *arguments],
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--figure is missing; --list shows which there are"),
+        (("--figure=1",), "--workdir is missing"),
+        (("--figure=1", "--workdir=x", "--scale=small"), "--data_dir is missing"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, tmp_path):
+    done = reproduce_command(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {message}")
+    assert done.stderr.count("\n") == 1
+    assert not Path("x").exists()
+
+
+def test_the_command_goes_on_with_finished_runs(workdir, tmp_path):
+    shutil.copytree(workdir / "vgg13_cifar10_penalty", tmp_path / "vgg13_cifar10_penalty")
+    done = reproduce_command("--figure=A6", "--scale=smoke", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "A larger GC penalty lowers GC" in done.stdout
+    assert (tmp_path / "report.html").exists()
+    assert is_done(tmp_path / "vgg13_cifar10_penalty", "gc_penalty.weight=0.0,seed=0")

@@ -42,7 +42,7 @@ _SMOKE = {"smoke": "under a minute"}
 _VGG13 = {
     "paper": "50 runs, not run by us",
     "small": "32 runs, 75 min on 2 cores",
-    "demo": "6 runs, 5 min on 2 cores",
+    "demo": "9 runs, 5 min on 2 cores",
     **_SMOKE,
 }
 

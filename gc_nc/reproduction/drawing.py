@@ -79,9 +79,10 @@ def _draw_seeds(ax, of_runs: Sequence[Curves], metric: str, color, label: str) -
         ax.plot(list(points), list(points.values()), color=color, lw=0.6, alpha=0.5)
     common = sorted(set.intersection(*(set(points) for points in series)))
     values = np.array([[points[x] for x in common] for points in series])
+    means = values.mean(axis=0) if common else []
+    ax.plot(common, means, color=color, lw=2, label=label)
     if not common:
         return
-    ax.plot(common, values.mean(axis=0), color=color, lw=2, label=label)
     ax.fill_between(common, values.min(axis=0), values.max(axis=0), color=color, alpha=0.18, lw=0)
 
 
@@ -181,6 +182,8 @@ def _panels(rows: int, columns: int):
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=8)
+        ax.xaxis.label.set_size(9)
+        ax.yaxis.label.set_size(9)
     return figure, [list(row) for row in axes]
 
 

@@ -18,12 +18,13 @@ from gc_nc.sweeps.members import Member
 from gc_nc.sweeps.sweep_directory import is_done, log_path, open_sweep, run_path
 from gc_nc.sweeps.sweep_status import start_line
 from gc_nc.training import loop
+from gc_nc.training.checkpoints import StorageError
 from gc_nc.training.finished_run import FinishedRun, open_run
 from gc_nc.training.run_data import load_run_data
-from gc_nc.training.run_directory import to_json, write_atomically
+from gc_nc.training.run_directory import RunInUseError, to_json, write_atomically
 
 #: A run that did not end well: the sweep goes on, and the figure names it as missing.
-_RUN_ERRORS = (loop.DivergedError, loop.StorageError)
+_RUN_ERRORS = (loop.DivergedError, StorageError, RunInUseError)
 
 
 def missing_members(sweep_dir: Path, members: Sequence[Member]) -> list[Member]:

@@ -89,6 +89,22 @@ class Sweep(NamedTuple):
         return [run for run in self.runs if not run.setting]
 
 
+def only(rows: Sequence[Row], runs: Sequence[Run]) -> list[Row]:
+    """The rows with none but these runs; rows and values of which none is left are left out."""
+    kept = {run.workdir for run in runs}
+    fewer = [
+        row._replace(
+            runs={
+                value: chosen
+                for value, all_runs in row.runs.items()
+                if (chosen := [run for run in all_runs if run.workdir in kept])
+            }
+        )
+        for row in rows
+    ]
+    return [row for row in fewer if row.runs]
+
+
 def collect(workdir: Path, members: Sequence[Member], base: ConfigDict) -> Sweep:
     """Reads the finished runs of a sweep.
 

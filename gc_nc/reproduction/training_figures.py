@@ -1,5 +1,7 @@
 """Figures of how training moves GC and NC: setting by setting, and in the terminal phase."""
 
+from collections.abc import Sequence
+
 from gc_nc.reproduction.claims import counted_finding
 from gc_nc.reproduction.drawing import Column, Curves, draw_rows
 from gc_nc.reproduction.figure_result import (
@@ -10,7 +12,7 @@ from gc_nc.reproduction.figure_result import (
     setting_claims,
     settings_table,
 )
-from gc_nc.reproduction.run_table import Run
+from gc_nc.reproduction.run_table import Run, only
 
 _GC, _GEOMETRIC, _NC = (
     "train/geometric_complexity",
@@ -21,7 +23,7 @@ _GC, _GEOMETRIC, _NC = (
 
 def final(run: Run, metric: str) -> float:
     """A metric of a run's last evaluation."""
-    return run.final[metric]
+    return float(run.final[metric])
 
 
 def curves(run: Run) -> Curves:
@@ -39,9 +41,10 @@ def setting_figure(context: Context) -> FigureResult:
         Column(_NC, "Neural collapse"),
     )
     draw_rows(sweep.rows, columns, curves, context.image)
+    judged = _judged(sweep.runs)
     findings = [
         finding
-        for row in sweep.rows
+        for row in only(sweep.rows, judged)
         for finding in setting_claims(
             row,
             ((_GC, "GC", 1), (_GEOMETRIC, "geometric collapse", 1), (_NC, "NC", 1)),
@@ -57,7 +60,7 @@ def setting_figure(context: Context) -> FigureResult:
             correlate(
                 f"{claim}, over all settings" if len(sweep.rows) > 1 else claim,
                 1,
-                sweep.runs,
+                judged,
                 lambda run, x=x: run.final[x],
                 lambda run, y=y: run.final[y],
                 permute="settings",
@@ -81,18 +84,37 @@ def setting_figure(context: Context) -> FigureResult:
         " of the setting, the thick line the mean over its seeds with a band from the lowest to the"
         " highest, thin lines the runs to their ends. Verdicts are of the last evaluation."
     )
-    return FigureResult(caption, findings, *table, _training_notes(context))
-
-
-def _training_notes(context: Context) -> list[str]:
-    runs = context.sweep.runs
-    fitted = sum(run.final["train/accuracy"] == 1 for run in runs)
-    return [
-        f"{fitted} of {len(runs)} runs end at training accuracy 1.",
+    notes = [
+        _fitted_note(sweep.runs),
         "Claims on a setting permute runs; claims on two metrics permute settings, of which there"
-        f" are {len({run.setting for run in runs})}. GC is in model-input units (per-channel mean 0"
-        " and variance 1).",
+        f" are {len({run.setting for run in judged})}. GC is in model-input units (per-channel mean"
+        " 0 and variance 1).",
     ]
+    return FigureResult(caption, findings, *table, notes)
+
+
+def _judged(runs: Sequence[Run]) -> Sequence[Run]:
+    """Those that end at training accuracy 1: the claims are about the terminal phase.
+
+    All of them, if fewer than three do.
+    """
+    fitted = [run for run in runs if run.final["train/accuracy"] == 1]
+    return fitted if len(fitted) >= 3 else runs
+
+
+def _fitted_note(runs: Sequence[Run]) -> str:
+    fitted = [run for run in runs if run.final["train/accuracy"] == 1]
+    counted = f"{len(fitted)} of {len(runs)} runs end at training accuracy 1"
+    if len(fitted) < 3:
+        return f"{counted}; claims are judged on all."
+    if len(fitted) == len(runs):
+        return f"All {len(runs)} runs end at training accuracy 1."
+    others = ", ".join(
+        f"{run.workdir.name} ({run.final['train/accuracy']:.4g})"
+        for run in runs
+        if run not in fitted
+    )
+    return f"{counted}; claims are judged on these. The others are drawn only: {others}."
 
 
 def terminal_phase_figure(context: Context) -> FigureResult:
@@ -104,23 +126,10 @@ def terminal_phase_figure(context: Context) -> FigureResult:
         Column("test/neural_collapse", "NC, test images"),
         Column("test/accuracy", "Test accuracy", logarithmic=False),
     )
-    rows = [
-        row._replace(
-            runs={
-                value: fitted
-                for value, runs in row.runs.items()
-                if (fitted := [run for run in runs if _first_fitted(run) is not None])
-            }
-        )
-        for row in sweep.rows
-    ]
-    rows = [row for row in rows if row.runs]
     terminal = [run for run in sweep.runs if _first_fitted(run) is not None]
-    if rows:
-        draw_rows(rows, columns, curves, context.image)
-    else:
-        # Nothing is fitted, as at the smallest scale: the whole of training is all there is.
-        draw_rows(sweep.rows, columns, curves, context.image)
+    rows = only(sweep.rows, terminal)
+    # Where nothing is fitted, as at the smallest scale, training is all there is to be drawn.
+    draw_rows(rows or sweep.rows, columns, curves, context.image)
     findings = [
         counted_finding(
             f"After training accuracy 1, NC of the {split} images goes on falling",

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from sklearn.neighbors import NearestCentroid
 
 from experiments import measure
+from gc_nc.data.device_batches import normalize
 from gc_nc.errors import InputError
 from gc_nc.training import loop
+from gc_nc.training.finished_run import open_run
 from gc_nc.training.run_directory import read_records
 
 
@@ -22,6 +25,22 @@ def measured_values(workdir, **options):
     with flagsaver.flagsaver(workdir=str(workdir), gc_examples=10, **options):
         measure.main([])
     return json.loads((workdir / "measurements.json").read_text())
+
+
+def assert_nearest_mean_errors(workdir, values):
+    """Against scikit-learn's classifier, fitted to the training images of the run."""
+    run = open_run(workdir)
+    variables = run.variables(8)
+
+    def embed(split):
+        inputs = normalize(split.images, run.normalization)
+        return np.asarray(run.model.apply(variables, inputs, train=False)[1])
+
+    train, test = run.dataset.train, run.dataset.test
+    classifier = NearestCentroid().fit(embed(train), train.labels)
+    for name, split in (("train", train), ("test", test)):
+        error = 1 - classifier.score(embed(split), split.labels)
+        assert values[f"{name}/nearest_mean_error"] == pytest.approx(error)
 
 
 def test_every_metric_of_a_finished_run(tiny_run, capsys):
@@ -51,6 +70,7 @@ def test_every_metric_of_a_finished_run(tiny_run, capsys):
         assert 2 * per_class <= values[f"{split}/neural_collapse_bound_paper"] * (1 + 1e-5)
         picture = workdir / "figures" / f"cdnv_{split}_8.png"
         assert picture.read_bytes().startswith(b"\x89PNG")
+    assert_nearest_mean_errors(workdir, values)
     assert "nearest_mean_error_bound" in capsys.readouterr().out
     assert measured_values(workdir) == first
     assert checkpoints == {

@@ -3,20 +3,22 @@
 import html
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from experiments import launcher
+from experiments import reproduce as command_line
 from gc_nc.errors import InputError
 from gc_nc.reproduction import reproduce
 from gc_nc.reproduction.catalogue import FIGURES, find_figure, listing
 from gc_nc.reproduction.report import write_report
 from gc_nc.reproduction.run_table import SETTING_NAMES, collect
 from gc_nc.sweeps.members import make_members, read_sweep
-from gc_nc.sweeps.sweep_directory import is_done, run_path
+from gc_nc.sweeps.sweep_directory import run_path
+from gc_nc.training import loop
 
 # Else each worker would train the runs again.
 pytestmark = pytest.mark.xdist_group("reproduce")
@@ -151,34 +153,72 @@ def test_unknown_figures_and_scales_name_those_there_are():
         find_figure("a1", "small")
 
 
-def reproduce_command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.reproduce", *arguments],
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture
+def command():
+    """Calls the command's main in this process."""
+    # absl parses flags at start-up only.
+    flags.FLAGS.mark_as_parsed()
+
+    def call(**values):
+        with flagsaver.flagsaver(**values):
+            command_line.main([])
+
+    return call
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("values", "message"),
     [
-        ((), "--figure is missing; --list shows which there are"),
-        (("--figure=1",), "--workdir is missing"),
-        (("--figure=1", "--workdir=x", "--scale=small"), "--data_dir is missing"),
+        ({}, "--figure is missing; --list shows which there are"),
+        ({"figure": ["1"]}, "--workdir is missing"),
+        ({"figure": ["1", "9"], "workdir": "x", "scale": "smoke"}, "--figure=9 is not one of"),
+        ({"figure": ["1"], "workdir": "x", "scale": "small"}, "--data_dir is missing: vgg13"),
+        ({"figure": ["A2"], "workdir": "x", "scale": "demo"}, "--scale=demo: figure A2 has paper"),
     ],
 )
-def test_bad_input_is_one_line(arguments, message, tmp_path):
-    done = reproduce_command(*arguments)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {message}")
-    assert done.stderr.count("\n") == 1
-    assert not Path("x").exists()
+def test_bad_input_is_one_line(values, message, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as error:
+        command(**values)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
 
 
-def test_the_command_goes_on_with_finished_runs(workdir, tmp_path):
+def test_data_that_cannot_be_read_stops_it_before_anything_is_written(command, tmp_path):
+    values = {"figure": ["1"], "scale": "small", "data_dir": str(tmp_path)}
+    with pytest.raises(InputError, match="no prepared cifar10"):
+        command(**values, workdir=str(tmp_path / "figures"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_list_needs_nothing_else(command, capsys):
+    command(list=True)
+    assert capsys.readouterr().out.strip() == listing()
+
+
+def test_the_command_draws_what_is_finished_and_writes_the_page(workdir, command, tmp_path, capsys):
     shutil.copytree(workdir / "vgg13_cifar10_penalty", tmp_path / "vgg13_cifar10_penalty")
-    done = reproduce_command("--figure=A6", "--scale=smoke", f"--workdir={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    assert "A larger GC penalty lowers GC" in done.stdout
-    assert (tmp_path / "report.html").exists()
-    assert is_done(tmp_path / "vgg13_cifar10_penalty", "gc_penalty.weight=0.0,seed=0")
+    with pytest.raises(SystemExit) as stop:
+        command(figure=["A6"], scale="smoke", workdir=str(tmp_path))
+    assert stop.value.code == 0
+    assert "A larger GC penalty lowers GC: " in capsys.readouterr().out
+    assert FIGURES["A6"].title in (tmp_path / "report.html").read_text()
+
+
+def test_a_run_that_fails_ends_with_1_and_its_reason(
+    workdir, command, tmp_path, capsys, monkeypatch
+):
+    shutil.copytree(workdir / "vgg13_cifar10_penalty", tmp_path / "vgg13_cifar10_penalty")
+    [run] = (tmp_path / "vgg13_cifar10_penalty").glob("gc_penalty.weight=0.0,seed=1")
+    (run / "results.json").unlink()
+
+    def diverge(config, workdir):
+        raise loop.DivergedError("the loss is nan at step 3")
+
+    monkeypatch.setattr(loop, "train", diverge)
+    with pytest.raises(SystemExit) as stop:
+        command(figure=["A6"], scale="smoke", workdir=str(tmp_path))
+    assert stop.value.code == 1
+    missing = "missing: gc_penalty.weight=0.0,seed=1: the loss is nan at step 3"
+    assert missing in capsys.readouterr().out

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gc_nc.errors import InputError
-from gc_nc.sweeps import grid
+from gc_nc.sweeps import grid, one_at_a_time
 from gc_nc.sweeps.members import make_members, read_sweep
 from gc_nc.training.configuration import default_config
 
@@ -25,6 +25,16 @@ def test_grid_is_the_product_and_lists_add_up():
         {"optimizer.learning_rate": 0.1, "seed": 1},
         {"seed": 5},
     ]
+
+
+def test_one_at_a_time_has_a_row_a_key_and_the_config_itself_once():
+    sweep = one_at_a_time({"batch_size": (16, 32), "optimizer.l2": (0.0, 0.1)}, range(2))
+    assert sweep == [
+        *grid({"batch_size": (16, 32), "seed": range(2)}),
+        *grid({"optimizer.l2": (0.0, 0.1), "seed": range(2)}),
+    ]
+    # Batch size 32 and no L2 are the defaults.
+    assert len(make_members(default_config(), sweep)) == 6
 
 
 @pytest.mark.parametrize("values", ["vgg11", 3, None])

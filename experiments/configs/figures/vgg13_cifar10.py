@@ -49,10 +49,10 @@ def get_config(scale: str = "paper") -> ConfigDict:
         config.data.name = None
         config.model.width = 0.25
         config.optimizer.learning_rate = 0.03
-        config.num_steps = 1500
-        config.evaluation.every_steps = 100
-        config.checkpoint.every_steps = 500
-        config.stop_after_epochs_at_full_accuracy = None
+        config.num_steps = 4000
+        config.evaluation.every_steps = 200
+        config.checkpoint.every_steps = 1000
+        config.stop_after_epochs_at_full_accuracy = 15.0
     return config
 
 
@@ -60,7 +60,7 @@ def get_sweep(scale: str = "paper") -> list[dict[str, Any]]:
     """A row a setting, for each seed."""
     check_scale(scale, SCALES)
     if scale == "demo":
-        return one_at_a_time({"optimizer.learning_rate": (0.01, 0.03, 0.1)}, range(2))
+        return one_at_a_time({"optimizer.learning_rate": (0.01, 0.03, 0.1)}, range(3))
     if scale == "smoke":
         rest = {"batch_size": (8, 16), "optimizer.l2": (0.0, 1e-2)}
         return [
@@ -70,7 +70,7 @@ def get_sweep(scale: str = "paper") -> list[dict[str, Any]]:
     if scale == "small":
         values = {
             "optimizer.learning_rate": (0.01, 0.02, 0.04, 0.08),
-            "batch_size": (8, 16, 32, 64),
+            "batch_size": (8, 16, 32, 64, 128),
             "optimizer.l2": (0.0, 1e-4, 1e-3, 3e-3),
         }
         return [*one_at_a_time(values, range(3)), {"seed": 3}, {"seed": 4}]

@@ -15,7 +15,6 @@ from gc_nc.reproduction.drawing import COLORS, new_panels, save, set_logarithmic
 from gc_nc.reproduction.figure_result import Context, FigureResult, require_runs
 from gc_nc.training.evaluation import gc_subset, images_of, on_device
 
-_TRIALS = 20
 _STREAM = 5
 _WAYS = {
     "examples": "Examples",
@@ -42,6 +41,7 @@ class _Sizes(NamedTuple):
       examples: sizes of the samples of images.
       parts: numbers of entries and dimensions an image.
       products: of the estimators, an image.
+      trials: of each sample.
     """
 
     population: int
@@ -50,17 +50,18 @@ class _Sizes(NamedTuple):
     examples: tuple[int, ...]
     parts: tuple[int, ...]
     products: tuple[int, ...]
+    trials: int = 20
 
 
 _SMALL = _Sizes(256, 32, 64, (4, 8, 16, 32, 64), (1, 2, 4, 8, 16), (3, 6, 12, 24, 48))
 _PAPER = _Sizes(
     5000, 256, 256, (4, 8, 16, 32, 64, 128, 256, 512, 1024), (1, 2, 4, 8, 16, 32), _SMALL.products
 )
-_SMOKE = _Sizes(24, 8, 8, (2, 6), (1, 2), (3,))
+_SMOKE = _Sizes(24, 8, 8, (2, 6), (1, 2), (3,), trials=4)
 
 
 def sampling_figure(context: Context) -> FigureResult:
-    """Mean and standard deviation of 20 trials of each way to sample, against exact GC."""
+    """Mean and standard deviation of the trials of each way to sample, against exact GC."""
     require_runs(context)
     sizes = _sizes(context)
     embed, images = _network(context, sizes.population)
@@ -75,13 +76,13 @@ def sampling_figure(context: Context) -> FigureResult:
     rng = np.random.default_rng(0)
     trials: dict[str, dict[int, np.ndarray]] = {way: {} for way in _WAYS}
     for size in (s for s in sizes.examples if s <= len(norms) // 4):
-        chosen = [rng.permutation(len(norms))[:size] for _ in range(_TRIALS)]
+        chosen = [rng.permutation(len(norms))[:size] for _ in range(sizes.trials)]
         trials["examples"][size] = np.array([norms[rows].mean() for rows in chosen])
     for way in ("jacobian_entries", "output_dims"):
         for size in sizes.parts:
-            context.report(f"{_TRIALS} trials of {size} {_WAYS[way].lower()}")
+            context.report(f"{sizes.trials} trials of {size} {_WAYS[way].lower()}")
             trials[way][size] = np.array(
-                [_estimate(embed, few, way, size, trial) for trial in range(_TRIALS)]
+                [_estimate(embed, few, way, size, trial) for trial in range(sizes.trials)]
             )
     _draw_trials(context, trials, exact)
     findings = [_unbiased(way, of_way, exact[way]) for way, of_way in trials.items()]
@@ -94,7 +95,7 @@ def sampling_figure(context: Context) -> FigureResult:
     rows.insert(0, ["Exact", f"{len(norms)} images", exact["examples"], None])
     rows.insert(1, ["Exact", f"{len(few)} images", exact["output_dims"], None])
     caption = (
-        f"GC from samples, mean and standard deviation of {_TRIALS} trials (band), against the"
+        f"GC from samples, mean and standard deviation of {sizes.trials} trials (band), against the"
         f" exact value (dotted): random subsets of {len(norms)} images; and, on {len(few)} of"
         " these, random Jacobian entries and embedding dimensions, drawn anew for each image."
     )
@@ -206,7 +207,7 @@ def _unbiased(way: str, trials: dict[int, np.ndarray], exact: float) -> Finding:
         (values.mean() - exact) / (values.std(ddof=1) / math.sqrt(len(values)))
         for values in trials.values()
     ]
-    limit = float(stats.t.ppf(1 - 0.025 / len(t), _TRIALS - 1))
+    limit = float(stats.t.ppf(1 - 0.025 / len(t), len(next(iter(trials.values()))) - 1))
     return counted_finding(
         f"{_WAYS[way]}: the mean of the trials is the exact GC",
         int(np.sum(np.abs(t) <= limit)),
@@ -233,7 +234,7 @@ def _rate(way: str, trials: dict[int, np.ndarray], resamples: int = 2000) -> Fin
         f"{_WAYS[way]}: the error falls as one over the square root of their number",
         UNDECIDED if high >= 0 >= low else verdict,
         f"exponent {slope:.2f} [{low:.2f}, {high:.2f}] where -0.5 is claimed",
-        {"exponent": slope, "low": low, "high": high, "num_trials": _TRIALS},
+        {"exponent": slope, "low": low, "high": high, "num_trials": values.shape[1]},
     )
 
 

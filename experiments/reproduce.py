@@ -9,7 +9,7 @@ as on a cluster), draws DIR/figures/figure_1.png, judges the claims in figure_1.
 that is in DIR/figures/ to DIR/report.html, one page that needs no network. The same command again
 goes on.
 
-Exit codes: 0 drawn from all runs; 1 some runs are missing, and the page says why; 2 bad input;
+Exit codes: 0 drawn from all runs; 1 some runs or figures are missing, and why is said; 2 bad input;
 128 + its number stopped by a signal (130 Ctrl-C, 143 SIGTERM), the runs have saved their state.
 """
 
@@ -64,41 +64,50 @@ def main(argv: list[str]) -> None:
         numbers = [number for number, figure in FIGURES.items() if scale in figure.cost]
     figures = [find_figure(number, scale) for number in dict.fromkeys(numbers)]
     workdir = Path(_WORKDIR.value).expanduser()
-    sweeps = {name: _members(name, scale) for name in (f.sweep_at(scale) for f in figures)}
+    names = dict.fromkeys(figure.sweep_at(scale) for figure in figures)
+    sweeps = {name: _members(workdir, name, scale) for name in names}
     for name, (base, members) in sweeps.items():
         reproduce.prepare(workdir / name, members, base)
     for name, (_, members) in sweeps.items():
         _run(workdir / name, members)
-    missing = []
+    complete = True
     with tqdm(total=0, bar_format="{desc}", disable=None) as bar:
         for figure in figures:
             base, members = sweeps[figure.sweep_at(scale)]
-            record = reproduce.make_figure(
-                figure,
-                scale,
-                workdir,
-                members,
-                base,
-                data_dir=_DATA_DIR.value,
-                report=bar.set_description_str,
-            )
+            try:
+                record = reproduce.make_figure(
+                    figure,
+                    scale,
+                    workdir,
+                    members,
+                    base,
+                    data_dir=_DATA_DIR.value,
+                    report=bar.set_description_str,
+                )
+            except InputError as error:
+                # The other figures are still worth drawing.
+                print(f"figure {figure.number} could not be made: {error}", file=sys.stderr)
+                complete = False
+                continue
             bar.clear()
             print(_verdicts(record))
-            missing += record["missing"]
+            complete &= not record["missing"]
     print(f"report: {write_report(workdir)}")
-    sys.exit(bool(missing))
+    sys.exit(not complete)
 
 
-def _members(sweep: str, scale: str):
+def _members(workdir: Path, sweep: str, scale: str):
     file = f"{_CONFIGS / sweep}.py:{scale}"
     base = launcher.config_of_file(file)
     if base.data.source != "digits":
-        if not _DATA_DIR.value:
+        # Runs that are there know where their data were, which is part of their config.
+        begun = reproduce.stored_data_dir(workdir / sweep)
+        base.data.data_dir = begun or _DATA_DIR.value
+        if not base.data.data_dir:
             raise InputError(
                 f"--data_dir is missing: {sweep} at scale {scale} needs {base.data.name}; see"
                 f" {os.path.relpath(_CONFIGS / sweep)}.py"
             )
-        base.data.data_dir = _DATA_DIR.value
     return base.lock(), make_members(base, read_sweep(file))
 
 

@@ -39,7 +39,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 install_import_hook("gc_nc", "beartype.beartype")
 
 from gc_nc.models.vgg import VGG_STAGES  # noqa: E402
+from gc_nc.training import loop  # noqa: E402
 from gc_nc.training.configuration import default_config  # noqa: E402
+from gc_nc.training.run_figure import draw_run  # noqa: E402
 
 
 def pytest_collection_modifyitems(config, items):
@@ -56,6 +58,21 @@ _compile_options = jax_compiler.get_compile_options
 def _careful_compile_options(*args, env_options_overrides=None, **kwargs):
     overrides = {"xla_cpu_use_fusion_emitters": True} | (env_options_overrides or {})
     return _compile_options(*args, env_options_overrides=overrides, **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def _pictures(request, monkeypatch):
+    """Runs do not draw, which takes two fifths of a tiny one, unless a test is marked for it."""
+    if "draws_pictures" in request.keywords:
+        monkeypatch.setattr(loop, "draw_run", draw_run)
+
+
+def _draw_nothing(evaluations, path, *, title, subtitle):
+    pass
+
+
+# At once, for fixtures of a module too.
+loop.draw_run = _draw_nothing
 
 
 @pytest.fixture(autouse=True)

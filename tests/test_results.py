@@ -25,13 +25,14 @@ def test_the_table_of_readme_counts_the_verdicts_of_each_figure():
         expected[record["number"]] = [
             str(counts[verdict]) for verdict in ("holds", "fails", "cannot be told")
         ]
+    assert len(expected) >= 8
     assert rows == expected
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
 def test_a_result_says_how_it_was_made(path):
     record = RECORDS[path]
-    assert FIGURES[record["number"]].title == record["title"]
+    assert record["title"].startswith(f"{FIGURES[record['number']].title}: ")
     assert record["scale"] in FIGURES[record["number"]].cost
     assert (FOLDER / record["image"]).read_bytes().startswith(b"\x89PNG")
     assert record["commits"]
@@ -39,8 +40,8 @@ def test_a_result_says_how_it_was_made(path):
     assert record["seeds"]
     assert record["seconds"] > 0
     text = path.read_text()
-    assert "/tmp" not in text
-    assert "/home" not in text
+    # No place of anybody's machine.
+    assert not re.search(r'["\s=](/|~)\w', text)
     assert record["title"] in render_report([record], {record["image"]: b""}).replace("&#x27;", "'")
 
 

@@ -9,6 +9,7 @@ from gc_nc.reproduction.drawing import (
     COLORS,
     Scatter,
     draw_scatters,
+    draw_seeds,
     new_panels,
     save,
     set_logarithmic,
@@ -44,7 +45,11 @@ def error_bound_figure(context: Context) -> FigureResult:
         (_FROM_NC, "bound from NC (Prop. 5.1)", COLORS[0]),
         (_FROM_GC, "bound from GC", COLORS[2]),
     ):
-        _draw_band(over_time, base_runs, over_training, metric, color, title)
+        lines = [
+            [(run.epochs(step), values) for step, values in of_run.items()]
+            for run, of_run in zip(base_runs, over_training, strict=True)
+        ]
+        draw_seeds(over_time, lines, metric, color, title)
         if metric != _ERROR:
             over_time.axhline(1, color="#999999", lw=0.8, ls=":")
     set_logarithmic(over_time)
@@ -113,6 +118,8 @@ def error_bound_figure(context: Context) -> FigureResult:
     )
     notes = [
         "A bound above 1 says nothing of the error; that it is not below it is then no news.",
+        "Proposition 5.1 is of class means of examples from the distribution that is classified;"
+        " here they are of the training images, which the network was fitted to.",
         f"GC of the bounds on {_GC_EXAMPLES} random images of each split (or all, if there are"
         f" fewer), {_GC_PROBES} products each.",
     ]
@@ -141,10 +148,13 @@ def neural_collapse_bounds_figure(context: Context) -> FigureResult:
             f"NC is at most the {name}",
             sum(v[nc] <= v[metric] for v in values),
             total,
-            f"the bound is {statistics.median(v[metric] / v[nc] for v in values):.3g} times NC at"
-            " the median",
+            f"the bound is {statistics.median(v[looseness] for v in values):.3g} times NC at the"
+            " median",
         )
-        for metric, name in ((paper, "paper's bound"), (own, "bound by class"))
+        for metric, name, looseness in (
+            (paper, "paper's bound", "looseness"),
+            (own, "bound by class", "looseness_by_class"),
+        )
     ]
     findings.append(
         counted_finding(
@@ -205,6 +215,7 @@ def _bounds_of(context: Context, run: Run, most_steps: int) -> dict[int, dict[st
         most_steps=most_steps,
         gc_examples=40 if smoke else _GC_EXAMPLES,
         gc_probes=1 if smoke else _GC_PROBES,
+        num_train=run.metadata["data"]["num_train"],
     )
     num_classes = run.metadata["data"]["num_classes"]
     shots = run.metadata["data"]["num_train"] / num_classes
@@ -215,22 +226,13 @@ def _bounds_of(context: Context, run: Run, most_steps: int) -> dict[int, dict[st
             **values,
             _FROM_NC: factor * values["test/neural_collapse"],
             _FROM_GC: factor * values[paper],
-            "ratio": values[paper] / values[own] if values[own] else math.nan,
+            "ratio": _ratio(values[paper], values[own]),
+            "looseness": _ratio(values[paper], values["test/neural_collapse"]),
+            "looseness_by_class": _ratio(values[own], values["test/neural_collapse"]),
         }
         for step, values in measured.items()
     }
 
 
-def _draw_band(ax, runs, measured, metric: str, color: str, title: str) -> None:
-    series = [
-        {run.epochs(step): values[metric] for step, values in of_run.items()}
-        for run, of_run in zip(runs, measured, strict=True)
-    ]
-    for points in series:
-        ax.plot(list(points), list(points.values()), color=color, lw=0.6, alpha=0.5, marker=".")
-    common = sorted(set.intersection(*(set(points) for points in series)))
-    values = [[points[x] for points in series] for x in common]
-    ax.plot(common, [statistics.fmean(v) for v in values], color=color, lw=2, label=title)
-    ax.fill_between(
-        common, [min(v) for v in values], [max(v) for v in values], color=color, alpha=0.18, lw=0
-    )
+def _ratio(bound: float, value: float) -> float:
+    return bound / value if value else math.nan

@@ -17,7 +17,8 @@ class Figure(NamedTuple):
 
     Attributes:
       number: as in --figure; those of the appendix are ours.
-      title: of the figure.
+      title: of the figure, without network and data, which differ with the scale.
+      setting: network and data at the paper's scale.
       claim: what it is to show, in a line.
       sweep: the config in experiments/configs/figures/, without .py.
       make: draws it and judges its claims.
@@ -27,6 +28,7 @@ class Figure(NamedTuple):
 
     number: str
     title: str
+    setting: str
     claim: str
     sweep: str
     make: Callable[[Context], FigureResult]
@@ -56,7 +58,8 @@ FIGURES = {
     for figure in (
         Figure(
             "1",
-            "GC and neural collapse of VGG-13 on CIFAR-10",
+            "GC and neural collapse over training",
+            "VGG-13 on CIFAR-10",
             "A higher learning rate, a smaller batch and stronger L2 lower GC, geometric collapse"
             " and NC",
             "vgg13_cifar10",
@@ -65,7 +68,8 @@ FIGURES = {
         ),
         Figure(
             "2",
-            "GC from samples: examples, Jacobian entries, embedding dimensions (ResNet-18)",
+            "GC from samples: examples, Jacobian entries, embedding dimensions",
+            "ResNet-18 on CIFAR-100",
             "A small sample of each gives GC",
             "resnet18_cifar100",
             sampling_figure,
@@ -73,7 +77,8 @@ FIGURES = {
         ),
         Figure(
             "3",
-            "The bounds on the nearest-mean error (VGG-13 on CIFAR-10)",
+            "The bounds on the nearest-mean error",
+            "VGG-13 on CIFAR-10",
             "NC and GC bound the test error of the nearest class mean",
             "vgg13_cifar10",
             error_bound_figure,
@@ -81,7 +86,8 @@ FIGURES = {
         ),
         Figure(
             "4",
-            "Source GC, target NC and transfer (ResNet-18 on CIFAR-FS)",
+            "Source GC, target NC and transfer",
+            "ResNet-18 on CIFAR-FS",
             "Lower source GC goes with lower target NC and higher few-shot accuracy",
             "resnet18_cifar_fs",
             transfer_figure,
@@ -94,7 +100,8 @@ FIGURES = {
         ),
         Figure(
             "5",
-            "The terminal phase and test accuracy (VGG-13 on CIFAR-10)",
+            "The terminal phase and test accuracy",
+            "VGG-13 on CIFAR-10",
             "NC goes on falling after training accuracy 1; lower GC goes with higher test accuracy",
             "vgg13_cifar10",
             terminal_phase_figure,
@@ -102,7 +109,8 @@ FIGURES = {
         ),
         Figure(
             "A1",
-            "GC and neural collapse of ResNet-18 on CIFAR-10",
+            "GC and neural collapse over training",
+            "ResNet-18 on CIFAR-10",
             "As figure 1",
             "resnet18_cifar10",
             setting_figure,
@@ -110,7 +118,8 @@ FIGURES = {
         ),
         Figure(
             "A2",
-            "GC and neural collapse of VGG-11 on MNIST",
+            "GC and neural collapse over training",
+            "VGG-11 on MNIST",
             "As figure 1",
             "vgg11_mnist",
             setting_figure,
@@ -118,7 +127,8 @@ FIGURES = {
         ),
         Figure(
             "A3",
-            "GC and neural collapse of VGG-11 on Fashion-MNIST",
+            "GC and neural collapse over training",
+            "VGG-11 on Fashion-MNIST",
             "As figure 1",
             "vgg11_fashion_mnist",
             setting_figure,
@@ -126,7 +136,8 @@ FIGURES = {
         ),
         Figure(
             "A4",
-            "GC and neural collapse of ResNet-50 on CIFAR-100",
+            "GC and neural collapse over training",
+            "ResNet-50 on CIFAR-100",
             "As figure 1",
             "resnet50_cifar100",
             setting_figure,
@@ -134,7 +145,8 @@ FIGURES = {
         ),
         Figure(
             "A5",
-            "Source GC, target NC and transfer (ResNet-18 on mini-ImageNet)",
+            "Source GC, target NC and transfer",
+            "ResNet-18 on mini-ImageNet",
             "As figure 4",
             "resnet18_mini_imagenet",
             transfer_figure,
@@ -142,7 +154,8 @@ FIGURES = {
         ),
         Figure(
             "A6",
-            "The explicit GC penalty (VGG-13 on CIFAR-10)",
+            "The explicit GC penalty",
+            "VGG-13 on CIFAR-10",
             "A larger GC penalty lowers GC, geometric collapse and NC",
             "vgg13_cifar10_penalty",
             setting_figure,
@@ -150,7 +163,8 @@ FIGURES = {
         ),
         Figure(
             "E1",
-            "Error of the estimators of GC against their cost (ResNet-18)",
+            "Error of the estimators of GC against their cost",
+            "ResNet-18 on CIFAR-100",
             "Random output probes beat random dimensions and entries at equal cost",
             "resnet18_cifar100",
             estimators_figure,
@@ -158,7 +172,8 @@ FIGURES = {
         ),
         Figure(
             "E2",
-            "The paper's bound on NC against the one by class (VGG-13 on CIFAR-10)",
+            "The paper's bound on NC against the one by class",
+            "VGG-13 on CIFAR-10",
             "Both bound NC; the one by class is sharper",
             "vgg13_cifar10",
             neural_collapse_bounds_figure,
@@ -166,7 +181,8 @@ FIGURES = {
         ),
         Figure(
             "E3",
-            "Flatness against GC and NC (VGG-13 on CIFAR-10)",
+            "Flatness against GC and NC",
+            "VGG-13 on CIFAR-10",
             "A flatter loss goes with lower GC and lower NC",
             "vgg13_cifar10",
             flatness_figure,
@@ -174,7 +190,8 @@ FIGURES = {
         ),
         Figure(
             "E4",
-            "GC by layer during training (VGG-13 on CIFAR-10)",
+            "GC by layer during training",
+            "VGG-13 on CIFAR-10",
             "What lowers GC of the embedding lowers it in every layer",
             "vgg13_cifar10",
             layers_figure,
@@ -204,9 +221,11 @@ def listing() -> str:
     lines = []
     for figure in FIGURES.values():
         lines += [
-            f"{figure.number:3} {figure.title}",
+            f"{figure.number:3} {figure.title}; paper: {figure.setting}",
             f"    claim: {figure.claim}",
-            f"    sweep: {figure.sweep}",
-            *(f"    {scale:6} {cost}" for scale, cost in figure.cost.items()),
+            *(
+                f"    {scale:6} {cost} (sweep {figure.sweep_at(scale)})"
+                for scale, cost in figure.cost.items()
+            ),
         ]
     return "\n".join(lines)

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 
 from gc_nc.data.device_batches import normalize
+from gc_nc.errors import InputError
 from gc_nc.training.evaluation import gc_subset, images_of, on_device
 from gc_nc.training.finished_run import FinishedRun, add_measurements, read_measurements
 from gc_nc.training.full_measurement import measure_run
@@ -16,18 +17,23 @@ _LAYER_STREAM = 4
 
 
 def some_steps(steps: Sequence[int], most: int) -> list[int]:
-    """At most so many of ascending steps, evenly chosen, the last among them."""
-    if len(steps) <= most:
-        return list(steps)
-    gap = (len(steps) - 1) / (most - 1) if most > 1 else len(steps)
-    return [steps[-1 - round(i * gap)] for i in range(most)][::-1]
+    """At most so many of ascending steps, the last one and those nearest to even distances."""
+    first, last = steps[0], steps[-1]
+    even = [last - i * (last - first) / max(1, most - 1) for i in range(most)]
+    return sorted({min(steps, key=lambda step, at=at: abs(step - at)) for at in even})
 
 
 Opener = Callable[[Path], FinishedRun]
 
 
 def measure_checkpoints(
-    workdir: Path, open_it: Opener, *, most_steps: int, gc_examples: int, gc_probes: int
+    workdir: Path,
+    open_it: Opener,
+    *,
+    most_steps: int,
+    gc_examples: int,
+    gc_probes: int,
+    num_train: int,
 ) -> dict[int, dict[str, float]]:
     """Bounds, nearest-mean error and all else of `measure_run` but flatness, of both splits.
 
@@ -37,12 +43,25 @@ def measure_checkpoints(
       most_steps: how many checkpoints, evenly chosen, the last among them.
       gc_examples: of each split, on which GC is estimated.
       gc_probes: Jacobian products an example of these.
+      num_train: training images.
 
     Returns:
       {step: {"train/..." and "test/...": value}}.
     """
-    stored, steps = read_measurements(workdir), _chosen_steps(workdir, most_steps)
-    missing = [s for s in steps if "test/nearest_mean_error" not in stored.get(str(s), {})]
+    stored, steps = read_measurements(workdir), chosen_steps(workdir, most_steps)
+    as_asked = {"train/gc_examples": min(gc_examples, num_train), "train/gc_probes": gc_probes}
+
+    def is_there(values: dict[str, float]) -> bool:
+        # Another command may have measured on other examples, or one split alone, whose constant
+        # is then its own.
+        constant = values.get("test/bound_poincare_constant")
+        return (
+            all(values.get(name) == value for name, value in as_asked.items())
+            and "test/nearest_mean_error" in values
+            and constant == values.get("train/poincare_constant")
+        )
+
+    missing = [step for step in steps if not is_there(stored.get(str(step), {}))]
     if missing:
         measured = measure_run(
             open_it(workdir),
@@ -65,7 +84,7 @@ def measure_checkpoints(
 
 def measure_flatness(workdir: Path, open_it: Opener, *, flatness_examples: int) -> dict[str, float]:
     """Flatness of the loss of some training images at the last checkpoint; see `measure_split`."""
-    [step] = _chosen_steps(workdir, 1)
+    [step] = chosen_steps(workdir, 1)
     stored = read_measurements(workdir).get(str(step), {})
     if stored.get("train/flatness_examples") != flatness_examples:
         [(_, splits)] = measure_run(
@@ -95,12 +114,13 @@ def measure_layers(
     Returns:
       {step: {layer: GC}}, layers from the input on.
     """
-    stored, steps = read_measurements(workdir), _chosen_steps(workdir, most_steps)
+    stored, steps = read_measurements(workdir), chosen_steps(workdir, most_steps)
     measured = {}
     for step in steps:
         known = stored.get(str(step), {})
-        if not any(name.startswith(_LAYER) for name in known):
-            values = _layers_at(open_it(workdir), step, num_examples, num_probes)
+        options = {"layers/examples": num_examples, "layers/probes": num_probes}
+        if any(known.get(name) != value for name, value in options.items()):
+            values = _layers_at(open_it(workdir), step, num_examples, num_probes) | options
             add_measurements(workdir, step, values)
             known = values
         layers = {name: value for name, value in known.items() if name.startswith(_LAYER)}
@@ -125,7 +145,17 @@ def _layers_at(run: FinishedRun, step: int, num_examples: int, num_probes: int) 
     }
 
 
-def _chosen_steps(workdir: Path, most: int) -> list[int]:
-    found = (workdir / "checkpoints").iterdir()
+def chosen_steps(workdir: Path, most: int) -> list[int]:
+    """At most so many steps of a run that have a checkpoint, the last among them.
+
+    Raises:
+      InputError: there is none.
+    """
+    found = (workdir / "checkpoints").glob("*")
     steps = sorted(int(path.name) for path in found if path.name.isdecimal())
+    if not steps:
+        raise InputError(
+            f"{workdir} has no checkpoint to measure; remove its results.json and give the same"
+            " command, which trains it again"
+        )
     return some_steps(steps, most)

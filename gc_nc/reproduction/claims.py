@@ -18,6 +18,8 @@ ALPHA = 0.05
 _RESAMPLES = 10_000
 # So many permutations and fewer are all looked at.
 _MOST_EXACT = 40_320
+# Share of runs that may be alone in their setting.
+_MOST_ALONE = 0.2
 
 
 class RankTest(NamedTuple):
@@ -31,6 +33,7 @@ class RankTest(NamedTuple):
       num_runs: n.
       num_settings: m.
       permuted: "runs" or "settings", what the p-value shuffles.
+      permuted_rho: of what it shuffles, runs or the means of settings.
     """
 
     rho: float
@@ -40,6 +43,7 @@ class RankTest(NamedTuple):
     num_runs: int
     num_settings: int
     permuted: str
+    permuted_rho: float
 
 
 class Finding(NamedTuple):
@@ -70,7 +74,9 @@ def rank_test(
 
     The interval resamples runs with replacement within each setting 10,000 times (a stratified
     bootstrap, 2.5% and 97.5% quantiles; Efron and Tibshirani 1993): it tells how sure rho is for
-    these settings, not for others. Resamples in which a side is constant are left out.
+    these settings, not for others, and with few runs a setting it is too narrow. Resamples in which
+    a side is constant are left out. Runs that are alone in their setting cannot vary; where they
+    are more than a fifth there is no interval.
 
     The p-value is the share of permutations of y whose |rho| is at least as large. What may be
     permuted is what is exchangeable if there is no effect. If x is a setting that was chosen, that
@@ -105,12 +111,14 @@ def rank_test(
     low, high = _interval(x, y, group, rng)
     if permute == "settings":
         x, y = (np.bincount(group, values) / np.bincount(group) for values in (x, y))
-    return RankTest(rho, low, high, _p_value(x, y, rng), len(settings), len(names), permute)
+    permuted_rho = float(spearman(x[None], y[None])[0])
+    p_value = _p_value(x, y, rng)
+    return RankTest(rho, low, high, p_value, len(settings), len(names), permute, permuted_rho)
 
 
 def _interval(x, y, group, rng) -> tuple[float, float]:
     sizes = np.bincount(group)
-    if sizes.max() < 2:
+    if np.sum(sizes == 1) > _MOST_ALONE * len(group):
         return math.nan, math.nan
     members = [np.flatnonzero(group == g) for g in range(len(sizes))]
     rows = np.concatenate(
@@ -142,14 +150,15 @@ def _p_value(x, y, rng) -> float:
 def rank_finding(claim: str, sign: int, test: RankTest) -> Finding:
     """The verdict on a claim that x and y rise together (sign 1) or against each other (-1).
 
-    It holds, or fails, where the 95% interval lies on that side of 0, or on the other, and the
-    p-value is below 0.05. Anything else cannot be told from these runs.
+    It holds, or fails, where the 95% interval lies on that side of 0, or on the other, what is
+    permuted has its rho there too, and the p-value is below 0.05. Anything else cannot be told from
+    these runs.
     """
     low, high = sorted((sign * test.low, sign * test.high))
     told = test.p_value < ALPHA
-    if told and low > 0:
+    if told and low > 0 and sign * test.permuted_rho > 0:
         verdict = HOLDS
-    elif told and high < 0:
+    elif told and high < 0 and sign * test.permuted_rho < 0:
         verdict = FAILS
     else:
         verdict = UNDECIDED
@@ -157,9 +166,11 @@ def rank_finding(claim: str, sign: int, test: RankTest) -> Finding:
     if math.isnan(test.rho):
         evidence = "one side is the same in all runs"
     elif math.isnan(test.low):
-        evidence += ", no interval (one run a setting)"
+        evidence += ", no interval (settings with one run)"
     else:
         evidence += f" [{test.low:.2f}, {test.high:.2f}]"
+    if test.permuted == "settings" and not math.isnan(test.permuted_rho):
+        evidence += f", over settings {test.permuted_rho:.2f}"
     if not math.isnan(test.p_value):
         evidence += f", p {_shown(test)}"
     evidence += f"; {test.num_runs} runs of {test.num_settings} settings"

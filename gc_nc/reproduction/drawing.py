@@ -45,13 +45,13 @@ def draw_rows(
       path: of the PNG; its folder is made.
       x_title: of the horizontal axes.
     """
-    figure, axes = _panels(len(rows), len(columns))
+    figure, axes = new_panels(len(rows), len(columns))
     for row, row_axes in zip(rows, axes, strict=True):
         colors = _shades(len(row.runs))
         curves = {value: [curves_of(run) for run in runs] for value, runs in row.runs.items()}
         for column, ax in zip(columns, row_axes, strict=True):
             for color, (value, of_runs) in zip(colors, curves.items(), strict=True):
-                _draw_seeds(ax, of_runs, column.metric, color, f"{value:g}")
+                draw_seeds(ax, of_runs, column.metric, color, f"{value:g}")
             ax.set_xlabel(x_title)
             if column.logarithmic:
                 set_logarithmic(ax)
@@ -67,23 +67,32 @@ def draw_rows(
             loc="upper left",
             bbox_to_anchor=(1.0, 1.0),
         )
-    _save(figure, path)
+    save(figure, path)
 
 
-def _draw_seeds(ax, of_runs: Sequence[Curves], metric: str, color, label: str) -> None:
-    series = [
-        {x: values[metric] for x, values in curve if math.isfinite(values.get(metric, math.nan))}
-        for curve in of_runs
-    ]
-    for points in series:
-        ax.plot(list(points), list(points.values()), color=color, lw=0.6, alpha=0.5)
-    common = sorted(set.intersection(*(set(points) for points in series)))
-    values = np.array([[points[x] for x in common] for points in series])
-    means = values.mean(axis=0) if common else []
-    ax.plot(common, means, color=color, lw=2, label=label)
-    if not common:
+def draw_seeds(ax, of_runs: Sequence[Curves], metric: str, color: Any, label: str) -> None:
+    """Runs as thin lines, and their mean and range as far as all of them go.
+
+    Runs are measured at steps of their own: between these their lines are straight.
+    """
+    lines = []
+    for curve in of_runs:
+        points = [(x, values.get(metric, math.nan)) for x, values in curve]
+        points = [(x, y) for x, y in points if math.isfinite(y)]
+        if points:
+            lines.append(np.transpose(points))
+            ax.plot(*lines[-1], color=color, lw=0.6, alpha=0.5)
+    if not lines or len(lines) < len(of_runs):
+        # Only so that the legend has it.
+        ax.plot([], [], color=color, lw=2, label=label)
         return
-    ax.fill_between(common, values.min(axis=0), values.max(axis=0), color=color, alpha=0.18, lw=0)
+    first, last = max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines)
+    common = np.unique(np.concatenate([x for x, _ in lines]))
+    common = common[(common >= first) & (common <= last)]
+    values = np.array([np.interp(common, x, y) for x, y in lines])
+    ax.plot(common, values.mean(axis=0), color=color, lw=2, label=label)
+    low, high = values.min(axis=0), values.max(axis=0)
+    ax.fill_between(common, low, high, color=color, alpha=0.18, lw=0)
 
 
 class Scatter(NamedTuple):
@@ -108,7 +117,7 @@ def draw_scatters(
     """A panel a pair of metrics, a dot a run, a colour and marker a group of runs."""
     count = len(panels)
     columns = min(columns, count)
-    figure, axes = _panels(-(-count // columns), columns)
+    figure, axes = new_panels(-(-count // columns), columns)
     flat = [ax for row in axes for ax in row]
     for panel, ax in zip(panels, flat, strict=False):
         for i, (name, runs) in enumerate(groups.items()):
@@ -133,17 +142,7 @@ def draw_scatters(
     for ax in flat[count:]:
         ax.remove()
     flat[0].legend(frameon=False, fontsize=8)
-    _save(figure, path)
-
-
-def new_panels(rows: int, columns: int):
-    """A figure and its axes, a list a row, for pictures that are drawn elsewhere."""
-    return _panels(rows, columns)
-
-
-def save(figure, path: Path) -> None:
-    """Writes the PNG; makes its folder."""
-    _save(figure, path)
+    save(figure, path)
 
 
 def set_logarithmic(ax, axis: str = "y") -> None:
@@ -170,7 +169,8 @@ def _shades(count: int) -> list[Any]:
     return [colormaps["viridis"](0.88 - 0.88 * i / max(1, count - 1)) for i in range(count)]
 
 
-def _panels(rows: int, columns: int):
+def new_panels(rows: int, columns: int):
+    """A figure and its axes, a list a row."""
     # The Agg canvas by hand: pyplot would choose a window system and change global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -187,6 +187,7 @@ def _panels(rows: int, columns: int):
     return figure, [list(row) for row in axes]
 
 
-def _save(figure, path: Path) -> None:
+def save(figure, path: Path) -> None:
+    """Writes the PNG; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

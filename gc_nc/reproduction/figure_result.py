@@ -138,5 +138,6 @@ def settings_table(
 def require_runs(context: Context) -> None:
     """Raises InputError where no run is finished, so that there is nothing to draw."""
     if not context.sweep.runs:
-        why = "; ".join(f"{name}: {reason}" for name, reason in context.sweep.missing.items())
-        raise InputError(f"no run is finished ({why})")
+        (name, why), *others = context.sweep.missing.items()
+        more = f", and {len(others)} more" if others else ""
+        raise InputError(f"no run is finished ({name}: {why}{more})")

@@ -2,7 +2,7 @@
 
 from gc_nc.reproduction.bound_figures import grouped
 from gc_nc.reproduction.checkpoint_measurements import measure_flatness, measure_layers
-from gc_nc.reproduction.claims import HOLDS, Finding, counted_finding
+from gc_nc.reproduction.claims import ALPHA, FAILS, HOLDS, UNDECIDED, Finding, counted_finding
 from gc_nc.reproduction.drawing import Column, Scatter, draw_rows, draw_scatters
 from gc_nc.reproduction.figure_result import (
     CLAIMED_SIGN,
@@ -70,11 +70,12 @@ def flatness_figure(context: Context) -> FigureResult:
 
 
 def layers_figure(context: Context) -> FigureResult:
-    """GC from the input to each layer during training, a row a setting."""
+    """GC from the input to each layer during training, for the first setting of the sweep."""
     require_runs(context)
+    rows = context.sweep.rows[:1]
     measured = {}
     smoke = context.scale == "smoke"
-    for run in context.sweep.runs:
+    for run in (run for row in rows for runs in row.runs.values() for run in runs):
         context.report(f"layers of {run.workdir.name}")
         measured[run.workdir] = measure_layers(
             run.workdir,
@@ -89,7 +90,7 @@ def layers_figure(context: Context) -> FigureResult:
         return [(run.epochs(step), values) for step, values in measured[run.workdir].items()]
 
     columns = [Column(layer, layer) for layer in layers]
-    draw_rows(context.sweep.rows, columns, curves, context.image)
+    draw_rows(rows, columns, curves, context.image)
 
     def last(run: Run, layer: str) -> float:
         return list(measured[run.workdir].values())[-1][layer]
@@ -109,9 +110,9 @@ def layers_figure(context: Context) -> FigureResult:
                 for layer in layers
             ],
         )
-        for row in context.sweep.rows
+        for row in rows
     ]
-    table = settings_table(context.sweep.rows, [(layer, layer) for layer in layers], last)
+    table = settings_table(rows, [(layer, layer) for layer in layers], last)
     caption = (
         "GC of x to the output of each layer (its K is height x width x channels) against the"
         " epoch, from the first stage to the embedding. Lines and bands as in figure 1."
@@ -139,8 +140,9 @@ def _all_layers(key: str, by_layer: list[Finding]) -> Finding:
     finding = counted_finding(
         _CLAIMS[key], sum(f.verdict == HOLDS for f in by_layer), len(by_layer), evidence
     )
-    undecided = all(f.verdict != "fails" for f in by_layer) and finding.verdict != HOLDS
-    numbers = {f.claim: f.numbers for f in by_layer}
-    return finding._replace(
-        verdict="cannot be told" if undecided else finding.verdict, numbers=numbers
+    # One layer that goes the other way refutes it, by a p-value that allows for their number.
+    opposite = any(
+        f.verdict == FAILS and f.numbers["p_value"] < ALPHA / len(by_layer) for f in by_layer
     )
+    verdict = HOLDS if finding.verdict == HOLDS else FAILS if opposite else UNDECIDED
+    return finding._replace(verdict=verdict, numbers={f.claim: f.numbers for f in by_layer})

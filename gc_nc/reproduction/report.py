@@ -17,7 +17,7 @@ from gc_nc.training.run_directory import read_json_object, write_atomically
 _VERDICTS = {HOLDS: ("✓", "holds"), FAILS: ("✗", "fails"), UNDECIDED: ("?", "undecided")}
 
 _SCALES = {
-    "paper": "as in the paper",
+    "paper": "full width and all images; grids are ours where the paper's are not public",
     "small": "reduced networks and data, for two CPU cores",
     "demo": "scikit-learn's embedded digits",
     "smoke": "shows only that every step runs; its verdicts mean nothing",
@@ -157,7 +157,8 @@ p&nbsp;&lt;&nbsp;{ALPHA}. Anything else cannot be told from these runs. A claim 
 holds if it does in every case, and fails if there is one in which it does not.</p>
 <p>Claims are judged one by one, without a correction for their number, here {counts.total()}: of
 correlations with nothing behind them, about 1 in 20 may get a verdict by chance. An interval tells
-how sure a number is for these settings, not for others.</p>
+how sure a number is for these settings, not for others. The time of a figure adds up its runs, of
+which several may have run at once.</p>
 <h3>Scales</h3>
 <dl>
 {"".join(f"<dt>{name}</dt><dd>{text}</dd>{chr(10)}" for name, text in _SCALES.items())}</dl>

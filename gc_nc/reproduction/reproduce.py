@@ -1,16 +1,20 @@
 """A figure from its sweep: what is missing is run, the rest drawn, judged and written down."""
 
+import concurrent.futures
 import contextlib
 import datetime
-import platform
+import multiprocessing
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from gc_nc.data.class_splits import TransferDataset
+from gc_nc.errors import InputError
 from gc_nc.reproduction.catalogue import Figure
 from gc_nc.reproduction.figure_result import Context, FigureResult
 from gc_nc.reproduction.run_table import Sweep, collect
@@ -19,9 +23,17 @@ from gc_nc.sweeps.sweep_directory import is_done, log_path, open_sweep, run_path
 from gc_nc.sweeps.sweep_status import start_line
 from gc_nc.training import loop
 from gc_nc.training.checkpoints import StorageError
+from gc_nc.training.configuration import default_config
 from gc_nc.training.finished_run import FinishedRun, open_run
 from gc_nc.training.run_data import load_run_data
-from gc_nc.training.run_directory import RunInUseError, to_json, write_atomically
+from gc_nc.training.run_directory import (
+    RunInUseError,
+    git_revision,
+    read_json_object,
+    read_stored_config,
+    to_json,
+    write_atomically,
+)
 
 #: A run that did not end well: the sweep goes on, and the figure names it as missing.
 _RUN_ERRORS = (loop.DivergedError, StorageError, RunInUseError)
@@ -32,6 +44,13 @@ def missing_members(sweep_dir: Path, members: Sequence[Member]) -> list[Member]:
     return [member for member in members if not is_done(sweep_dir, member.name)]
 
 
+def stored_data_dir(sweep_dir: Path) -> str | None:
+    """Where the data of a sweep that has begun were; None of one that has not."""
+    for path in sorted((sweep_dir / "configs").glob("*.json")):
+        return read_stored_config(path).get("data.data_dir")
+    return None
+
+
 def prepare(sweep_dir: Path, members: Sequence[Member], base: ConfigDict) -> None:
     """Checks the data and the directory before anything is run.
 
@@ -39,8 +58,34 @@ def prepare(sweep_dir: Path, members: Sequence[Member], base: ConfigDict) -> Non
       InputError: data that cannot be read, or a directory that holds something else.
     """
     if missing_members(sweep_dir, members):
-        load_run_data(base)
+        check_data(base)
     open_sweep(sweep_dir, members)
+
+
+def check_data(config: ConfigDict) -> None:
+    """Raises InputError where the data of a config cannot be read.
+
+    In a process of its own, on the CPU: this one must not hold an accelerator that the runs need.
+    """
+    if config.data.source == "digits":
+        return
+    with concurrent.futures.ProcessPoolExecutor(
+        1, mp_context=multiprocessing.get_context("spawn")
+    ) as pool:
+        message = pool.submit(_data_fault, config.to_dict()).result()
+    if message:
+        raise InputError(message)
+
+
+def _data_fault(values: dict[str, Any]) -> str:
+    jax.config.update("jax_platforms", "cpu")
+    config = default_config()
+    config.update(values)
+    try:
+        load_run_data(config)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def run_here(sweep_dir: Path, members: Sequence[Member]) -> None:
@@ -86,7 +131,8 @@ def make_figure(
       What figures/figure_NUMBER.json holds; see docs/reproducing.md.
 
     Raises:
-      InputError: no run is finished.
+      InputError: no run is finished, one cannot be measured, or the folder has the figure at
+        another scale.
     """
     sweep_dir = workdir / figure.sweep_at(scale)
     sweep = collect(sweep_dir, members, base)
@@ -96,15 +142,33 @@ def make_figure(
         return open_run(run_dir, data_dir, datasets=datasets)
 
     image = workdir / "figures" / f"figure_{figure.number}.png"
+    stored = image.with_suffix(".json")
+    before = read_json_object(stored) if stored.exists() else {}
+    if before.get("scale", scale) != scale:
+        raise InputError(
+            f"{stored} is of scale {before['scale']}; choose another workdir for scale {scale}"
+        )
+    # Both are replaced at the end, so that no picture stands beside verdicts of another.
+    drawn = image.with_name(f".{image.name}")
     started = time.monotonic()
-    result = figure.make(Context(sweep, image, scale, opener, report))
-    drawing_seconds = time.monotonic() - started
+    result = figure.make(Context(sweep, drawn, scale, opener, report))
     record = _record(figure, scale, sweep, result, image)
+    places = {str(workdir): "DIR", str(data_dir or base.data.data_dir): "DATA"}
+    record["missing"] = [_without(places, line) for line in record["missing"]]
+    # What was measured is kept, so that drawing again takes seconds.
+    drawing_seconds = time.monotonic() - started
+    record["drawing_seconds"] = max(drawing_seconds, before.get("drawing_seconds", 0.0))
     record["run_seconds"] = _run_seconds(sweep_dir, sweep)
-    record["drawing_seconds"] = drawing_seconds
-    record["seconds"] = record["run_seconds"] + drawing_seconds
-    write_atomically(image.with_suffix(".json"), to_json(record))
+    record["seconds"] = record["run_seconds"] + record["drawing_seconds"]
+    os.replace(drawn, image)
+    write_atomically(stored, to_json(record))
     return record
+
+
+def _without(places: dict[str, str], text: str) -> str:
+    for place, name in places.items():
+        text = text.replace(place, name)
+    return text
 
 
 def _record(
@@ -117,7 +181,7 @@ def _record(
     config = {key: value for key, value in sweep.base.items() if key != "data.data_dir"}
     return {
         "number": figure.number,
-        "title": figure.title,
+        "title": f"{figure.title}: {_network(sweep.base)} on {data['name']}",
         "scale": scale,
         "caption": result.caption,
         "image": image.name,
@@ -131,6 +195,7 @@ def _record(
         "config": config,
         "varied": {row.key: list(row.runs) for row in sweep.rows},
         "seeds": sorted({run.seed for run in runs}),
+        "drawn_by": git_revision(),
         "commits": sorted({str(run.metadata["git_revision"]) for run in runs}),
         "versions": {"python": metadata["python"], **metadata["packages"]},
         "devices": sorted({_hardware(run.metadata) for run in runs}),
@@ -155,10 +220,16 @@ def _command(figure: Figure, scale: str, sweep: Sweep) -> str:
     )
 
 
+def _network(config: dict[str, Any]) -> str:
+    name = config["model.name"].replace("vgg", "VGG-").replace("resnet", "ResNet-")
+    width = config["model.width"]
+    return name if width == 1 else f"{name}, width {width:g},"
+
+
 def _hardware(metadata: dict[str, Any]) -> str:
     devices = metadata["devices"]
     if devices["kind"] == "cpu":
-        return f"CPU with {metadata['cpu_count']} cores ({platform.machine()})"
+        return f"CPU with {metadata['cpu_count']} cores, {metadata['platform']}"
     return f"{devices['count']} x {devices['kind']}"
 
 

@@ -16,6 +16,8 @@ from gc_nc.reproduction.figure_result import Context, FigureResult, require_runs
 from gc_nc.training.evaluation import gc_subset, images_of, on_device
 
 _STREAM = 5
+_RESAMPLES = 2000
+_TENTH = 0.1
 _WAYS = {
     "examples": "Examples",
     "jacobian_entries": "Jacobian entries an example",
@@ -86,7 +88,11 @@ def sampling_figure(context: Context) -> FigureResult:
             )
     _draw_trials(context, trials, exact)
     findings = [_unbiased(way, of_way, exact[way]) for way, of_way in trials.items()]
-    findings += [_rate(way, of_way) for way, of_way in trials.items()]
+    findings += [_small_enough(way, of_way, exact[way]) for way, of_way in trials.items()]
+    populations = {"examples": len(norms)}
+    findings += [
+        _rate(way, of_way, populations.get(way, math.inf)) for way, of_way in trials.items()
+    ]
     rows = [
         [_WAYS[way], size, values.mean(), values.std(ddof=1) / exact[way]]
         for way, of_way in trials.items()
@@ -209,7 +215,7 @@ def _unbiased(way: str, trials: dict[int, np.ndarray], exact: float) -> Finding:
     ]
     limit = float(stats.t.ppf(1 - 0.025 / len(t), len(next(iter(trials.values()))) - 1))
     return counted_finding(
-        f"{_WAYS[way]}: the mean of the trials is the exact GC",
+        f"{_WAYS[way]}: the mean of the trials shows no bias",
         int(np.sum(np.abs(t) <= limit)),
         len(t),
         f"largest |t| {max(map(abs, t)):.2f}, where chance alone gives up to {limit:.2f} in 95% (t"
@@ -217,38 +223,74 @@ def _unbiased(way: str, trials: dict[int, np.ndarray], exact: float) -> Finding:
     )
 
 
-def _rate(way: str, trials: dict[int, np.ndarray], resamples: int = 2000) -> Finding:
-    """Whether the error falls as one over the square root of the sample."""
-    sizes = np.log(list(trials))
-    values = np.array(list(trials.values()))
-    rng = np.random.default_rng(0)
-    slopes = []
-    for _ in range(resamples):
-        drawn = rng.integers(0, values.shape[1], values.shape)
-        spread = np.take_along_axis(values, drawn, axis=1).std(axis=1, ddof=1)
-        slopes.append(np.polyfit(sizes, np.log(spread), 1)[0])
-    slope = float(np.polyfit(sizes, np.log(values.std(axis=1, ddof=1)), 1)[0])
-    low, high = (float(q) for q in np.quantile(slopes, [0.025, 0.975]))
-    verdict = HOLDS if low <= -0.5 <= high and high < 0 else FAILS
+def _rate(way: str, trials: dict[int, np.ndarray], population: float) -> Finding:
+    """Whether the error falls as one over the square root of the sample.
+
+    Samples without replacement err less by sqrt((N - n) / (N - 1)), which is taken out.
+    """
+    sizes = np.array(list(trials))
+    correction = np.sqrt((population - sizes) / (population - 1)) if population < math.inf else 1
+    spread = _resampled_spread(trials) / correction
+    slopes = [np.polyfit(np.log(sizes), np.log(row), 1)[0] for row in spread if row.min() > 0]
+    observed = np.std(list(trials.values()), axis=1, ddof=1) / correction
+    slope = float(np.polyfit(np.log(sizes), np.log(observed), 1)[0])
+    low, high = _interval(slopes)
+    if low <= -0.5 <= high and high < 0:
+        verdict = HOLDS
+    elif high < -0.5 or low > -0.5:
+        verdict = FAILS
+    else:
+        verdict = UNDECIDED
     return Finding(
         f"{_WAYS[way]}: the error falls as one over the square root of their number",
-        UNDECIDED if high >= 0 >= low else verdict,
+        verdict,
         f"exponent {slope:.2f} [{low:.2f}, {high:.2f}] where -0.5 is claimed",
-        {"exponent": slope, "low": low, "high": high, "num_trials": values.shape[1]},
+        {"exponent": slope, "low": low, "high": high},
     )
 
 
-def _cheaper(method: str, other: str, errors, only: int | None = None, resamples: int = 2000):
+def _small_enough(way: str, trials: dict[int, np.ndarray], exact: float) -> Finding:
+    """Whether the largest sample gives GC to a tenth."""
+    size = max(trials)
+    spread = _resampled_spread({size: trials[size]})[:, 0] / exact
+    relative = float(np.std(trials[size], ddof=1) / exact)
+    low, high = _interval(spread)
+    return Finding(
+        f"{size} {_WAYS[way].lower()} give GC with a standard deviation below a tenth of it",
+        HOLDS if high < _TENTH else FAILS if low > _TENTH else UNDECIDED,
+        f"standard deviation {relative:.3f} [{low:.3f}, {high:.3f}] of GC, bootstrap over trials",
+        {"size": size, "relative": relative, "low": low, "high": high},
+    )
+
+
+def _resampled_spread(trials: dict[int, np.ndarray]) -> np.ndarray:
+    """(resamples, sizes) standard deviations of trials drawn with replacement."""
+    rng = np.random.default_rng(0)
+    columns = [
+        values[rng.integers(0, len(values), (_RESAMPLES, len(values)))].std(axis=1, ddof=1)
+        for values in trials.values()
+    ]
+    return np.stack(columns, axis=1)
+
+
+def _interval(values) -> tuple[float, float]:
+    if len(values) < _RESAMPLES // 2:
+        return math.nan, math.nan
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _cheaper(method: str, other: str, errors, only: int | None = None) -> Finding:
     """Whether a method has the smaller error at the same number of products."""
     products = [only] if only else list(errors[method])
     squares = [
         np.mean([errors[name][p] ** 2 for p in products], axis=0) for name in (method, other)
     ]
     rng = np.random.default_rng(0)
-    rows = rng.integers(0, len(squares[0]), (resamples, len(squares[0])))
+    rows = rng.integers(0, len(squares[0]), (_RESAMPLES, len(squares[0])))
     ratios = np.sqrt(squares[0][rows].mean(axis=1) / squares[1][rows].mean(axis=1))
     ratio = math.sqrt(squares[0].mean() / squares[1].mean())
-    low, high = (float(q) for q in np.quantile(ratios, [0.025, 0.975]))
+    low, high = _interval(ratios)
     at = f"at {only} products" if only else "at the same number of products"
     return Finding(
         f"{method} has a smaller error than {other} {at}",

@@ -41,10 +41,9 @@ def setting_figure(context: Context) -> FigureResult:
         Column(_NC, "Neural collapse"),
     )
     draw_rows(sweep.rows, columns, curves, context.image)
-    judged = _judged(sweep.runs)
     findings = [
         finding
-        for row in only(sweep.rows, judged)
+        for row in sweep.rows
         for finding in setting_claims(
             row,
             ((_GC, "GC", 1), (_GEOMETRIC, "geometric collapse", 1), (_NC, "NC", 1)),
@@ -60,7 +59,7 @@ def setting_figure(context: Context) -> FigureResult:
             correlate(
                 f"{claim}, over all settings" if len(sweep.rows) > 1 else claim,
                 1,
-                judged,
+                sweep.runs,
                 lambda run, x=x: run.final[x],
                 lambda run, y=y: run.final[y],
                 permute="settings",
@@ -86,35 +85,24 @@ def setting_figure(context: Context) -> FigureResult:
     )
     notes = [
         _fitted_note(sweep.runs),
+        "Values of a setting are compared at the same number of steps, or at the same number of"
+        " epochs after training accuracy 1 where runs stop by that.",
         "Claims on a setting permute runs; claims on two metrics permute settings, of which there"
-        f" are {len({run.setting for run in judged})}. GC is in model-input units (per-channel mean"
-        " 0 and variance 1).",
+        f" are {len({run.setting for run in sweep.runs})}. GC is in model-input units"
+        " (per-channel mean 0 and variance 1).",
     ]
     return FigureResult(caption, findings, *table, notes)
 
 
-def _judged(runs: Sequence[Run]) -> Sequence[Run]:
-    """Those that end at training accuracy 1: the claims are about the terminal phase.
-
-    All of them, if fewer than three do.
-    """
-    fitted = [run for run in runs if run.final["train/accuracy"] == 1]
-    return fitted if len(fitted) >= 3 else runs
-
-
 def _fitted_note(runs: Sequence[Run]) -> str:
-    fitted = [run for run in runs if run.final["train/accuracy"] == 1]
-    counted = f"{len(fitted)} of {len(runs)} runs end at training accuracy 1"
-    if len(fitted) < 3:
-        return f"{counted}; claims are judged on all."
-    if len(fitted) == len(runs):
+    others = [run for run in runs if run.final["train/accuracy"] < 1]
+    if not others:
         return f"All {len(runs)} runs end at training accuracy 1."
-    others = ", ".join(
-        f"{run.workdir.name} ({run.final['train/accuracy']:.4g})"
-        for run in runs
-        if run not in fitted
-    )
-    return f"{counted}; claims are judged on these. The others are drawn only: {others}."
+    note = f"{len(runs) - len(others)} of {len(runs)} runs end at training accuracy 1"
+    if len(others) > 10:
+        return f"{note}."
+    names = ", ".join(f"{run.workdir.name} ({run.final['train/accuracy']:.4g})" for run in others)
+    return f"{note}. The others, which are judged with them: {names}."
 
 
 def terminal_phase_figure(context: Context) -> FigureResult:

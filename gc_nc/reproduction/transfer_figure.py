@@ -1,6 +1,6 @@
 """The figure of transfer: source GC, target NC and few-shot accuracy, setting by setting."""
 
-from gc_nc.reproduction.checkpoint_measurements import some_steps
+from gc_nc.reproduction.checkpoint_measurements import chosen_steps
 from gc_nc.reproduction.claims import Finding
 from gc_nc.reproduction.drawing import Column, draw_rows
 from gc_nc.reproduction.figure_result import (
@@ -15,7 +15,7 @@ from gc_nc.reproduction.run_table import Run
 from gc_nc.transfer import run_evaluation, transfer_results
 from gc_nc.transfer.run_evaluation import Protocol
 
-_NUM_SHOTS, _MOST_WAYS, _MOST_STEPS = 5, 5, 4
+_NUM_SHOTS, _MOST_WAYS, _MOST_STEPS = 5, 5, 3
 _GC, _NC, _ACCURACY = "source_gc", "target_nc", "accuracy"
 
 
@@ -100,18 +100,13 @@ def _transfer(context: Context, run: Run) -> dict[int, dict[str, float]]:
     protocol, smoke = _protocol(context), context.scale == "smoke"
     ways = min(_MOST_WAYS, len(run.metadata["data"]["held_class_names"]["target"]))
     wanted = {**protocol.facts(), "num_ways": ways, "num_shots": _NUM_SHOTS}
-    steps = some_steps(
-        sorted(
-            int(path.name)
-            for path in (run.workdir / "checkpoints").iterdir()
-            if path.name.isdecimal()
-        ),
-        2 if smoke else _MOST_STEPS,
-    )
+    gc = {"gc_examples": 16 if smoke else 512, "gc_probes": 1 if smoke else 4}
+    gc["gc_examples"] = min(gc["gc_examples"], run.metadata["data"]["num_train"])
+    steps = chosen_steps(run.workdir, 2 if smoke else _MOST_STEPS)
     values: dict[int, dict[str, float]] = {}
     opened = tasks = None
     for step in steps:
-        stored = _stored(run, step, wanted)
+        stored = _stored(run, step, wanted, gc)
         if stored is None:
             context.report(f"transfer of {run.workdir.name} at step {step}")
             if opened is None:
@@ -122,8 +117,7 @@ def _transfer(context: Context, run: Run) -> dict[int, dict[str, float]]:
                 step,
                 protocol,
                 tasks,
-                gc_examples=16 if smoke else 512,
-                gc_probes=1 if smoke else 4,
+                **gc,
             )
             transfer_results.add_results(run.workdir, step, source, results)
             stored = source, results[0]
@@ -140,9 +134,13 @@ def _transfer(context: Context, run: Run) -> dict[int, dict[str, float]]:
     return values
 
 
-def _stored(run: Run, step: int, wanted: dict):
+def _stored(run: Run, step: int, wanted: dict, gc: dict[str, int]):
+    """Source metrics and result, if they were measured as asked for or, GC, more precisely."""
     stored = transfer_results.read_results(run.workdir)
+    source = stored["source"].get(str(step), {})
+    if any(source.get(name, 0) < least for name, least in gc.items()):
+        return None
     for result in stored["results"]:
         if all(result.get(key) == value for key, value in {**wanted, "step": step}.items()):
-            return stored["source"][str(step)], result
+            return source, result
     return None

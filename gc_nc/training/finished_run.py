@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -190,11 +191,14 @@ def read_measurements(workdir: Path) -> dict[str, dict[str, float]]:
 
 def add_measurements(workdir: Path, step: int, values: dict[str, float]) -> Path:
     """Merges values of a step into measurements.json, whose other values stay; returns its path."""
-    measurements = read_measurements(workdir)
-    measurements[str(step)] = dict(sorted((measurements.get(str(step), {}) | values).items()))
     path = workdir / "measurements.json"
-    ordered = {name: measurements[name] for name in sorted(measurements, key=int)}
-    write_atomically(path, to_json(ordered))
+    # Several commands may measure the run at once.
+    with (workdir / ".measurements.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        measurements = read_measurements(workdir)
+        measurements[str(step)] = dict(sorted((measurements.get(str(step), {}) | values).items()))
+        ordered = {name: measurements[name] for name in sorted(measurements, key=int)}
+        write_atomically(path, to_json(ordered))
     return path
 
 

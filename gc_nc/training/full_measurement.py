@@ -249,6 +249,7 @@ def measure_split(
         "poincare_constant": metrics.poincare_constant(statistics, class_gc),
         **flatness,
         "gc_examples": len(subset),
+        "gc_probes": gc_probes,
     }
     return SplitMeasurement(
         {name: float(value) for name, value in values.items()},

@@ -190,7 +190,7 @@ def create_run_directory(workdir: Path, config: ConfigDict, data: dict[str, Any]
     """
     device = jax.devices()[0]
     metadata = {
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "platform": platform.platform(),
@@ -246,7 +246,7 @@ def check_same_config(where: str, stored: dict[str, Any], config: ConfigDict) ->
         )
 
 
-def _git_revision() -> str | None:
+def git_revision() -> str | None:
     """The commit of the code that runs, with "-dirty" where it was changed; None outside git."""
 
     def git(*arguments):

@@ -12,10 +12,13 @@ from absl.testing import flagsaver
 from experiments import launcher
 from experiments import reproduce as command_line
 from gc_nc.errors import InputError
+from gc_nc.models.vgg import VGG_STAGES
 from gc_nc.reproduction import reproduce
 from gc_nc.reproduction.catalogue import FIGURES, find_figure, listing
+from gc_nc.reproduction.figure_result import Context
 from gc_nc.reproduction.report import write_report
-from gc_nc.reproduction.run_table import SETTING_NAMES, collect
+from gc_nc.reproduction.run_table import SETTING_NAMES, Run, Sweep, _row, collect
+from gc_nc.reproduction.training_figures import setting_figure, terminal_phase_figure
 from gc_nc.sweeps.members import make_members, read_sweep
 from gc_nc.sweeps.sweep_directory import run_path
 from gc_nc.training import loop
@@ -35,8 +38,17 @@ def sweep_of(name, scale):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """Runs of a config that several sweeps have are trained once."""
-    folder, trained = tmp_path_factory.mktemp("figures"), {}
+    """Runs of a config that several sweeps have are trained once.
+
+    Their vgg11 has 3 of its 8 convolutions, as that of `tiny_run`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(VGG_STAGES, 11, ((64,), (512, 512)))
+        yield _smoke_runs(tmp_path_factory.mktemp("figures"))
+
+
+def _smoke_runs(folder):
+    trained = {}
     for name in sorted({figure.sweep for figure in FIGURES.values()}):
         base, members = sweep_of(name, "smoke")
         reproduce.prepare(folder / name, members, base)
@@ -64,7 +76,7 @@ def test_smoke(number, workdir):
     assert image.startswith(b"\x89PNG")
     assert len(image) > 10_000
     page = write_report(workdir).read_text()
-    assert html.escape(figure.title) in page
+    assert html.escape(record["title"]) in page
     # The same again: what was measured is kept.
     again = reproduce.make_figure(figure, "smoke", workdir, members, base)
     assert again["findings"] == record["findings"]
@@ -88,6 +100,106 @@ def test_a_missing_run_is_named_and_the_rest_is_drawn(workdir, tmp_path):
         f"{gone}: the loss is NaN",
         f"{broken}: train/neural_collapse of its last evaluation is no finite number",
     ]
+
+
+@pytest.fixture
+def synthetic(tmp_path):
+    """A sweep in which all that the paper claims is true, or the opposite."""
+
+    def make(way):
+        runs = []
+        base = {"optimizer.learning_rate": 0.1, "batch_size": 32, "optimizer.l2": 0.0, "seed": 0}
+        values = {
+            "optimizer.learning_rate": (0.1, 0.2, 0.4, 0.8),
+            "batch_size": (4, 8, 16, 32),
+            "optimizer.l2": (0.0, 1e-3, 1e-2, 1e-1),
+        }
+        for key, choices in values.items():
+            for rank, value in enumerate(choices):
+                better = rank if key != "batch_size" else 3 - rank
+                if value == base[key] and key != "optimizer.learning_rate":
+                    continue
+                for seed in range(3):
+                    low = 100.0 - way * (10 * better + 0.3 * seed + 0.1 * len(key))
+                    last = {"step": 2, "train/accuracy": 1.0, "test/accuracy": 1 - low / 1000}
+                    for split in ("train", "test"):
+                        last |= {
+                            f"{split}/geometric_complexity": low,
+                            f"{split}/geometric_collapse": low / 10,
+                            f"{split}/neural_collapse": low / 100,
+                        }
+                    first = last | {"step": 1, "train/neural_collapse": 2.0}
+                    first["test/neural_collapse"] = 2.0 if way > 0 else 0.0
+                    first["train/neural_collapse"] = first["test/neural_collapse"]
+                    setting = ((key, value),) if value != base[key] else ()
+                    config = base | {key: value, "seed": seed}
+                    metadata = {"data": {"num_train": 32}}
+                    name = tmp_path / f"{key}={value},{seed}"
+                    runs.append(Run(name, setting, seed, config, [first, last], metadata))
+        rows = [row for key in values if (row := _row(key, runs)).runs]
+        return Context(Sweep(base, runs, rows, {}), tmp_path / "x.png", "small", None)
+
+    return make
+
+
+@pytest.mark.parametrize("figure", [setting_figure, terminal_phase_figure])
+@pytest.mark.parametrize(("way", "verdict"), [(1, "holds"), (-1, "fails")])
+def test_the_sign_of_every_claim(figure, way, verdict, synthetic):
+    findings = figure(synthetic(way)).findings
+    # Two metrics that move together do so whichever way a setting moves them.
+    of_settings = [f for f in findings if " goes with lower " not in f.claim]
+    together = [f for f in findings if f not in of_settings]
+    if figure is terminal_phase_figure:
+        # Test accuracy falls with GC in both.
+        together = [f for f in of_settings if "goes with higher" in f.claim]
+        of_settings = [f for f in of_settings if f not in together]
+    assert len(of_settings) >= 5
+    assert {f.verdict for f in of_settings} == {verdict}
+    assert {f.verdict for f in together} == {"holds"}
+
+
+def test_the_bound_of_proposition_5_1_and_its_factor(workdir):
+    figure = FIGURES["3"]
+    base, members = sweep_of(figure.sweep, "smoke")
+    record = reproduce.make_figure(figure, "smoke", workdir, members, base)
+    columns = record["table"]["columns"]
+    nc, bound = columns.index("test NC"), columns.index("bound from NC")
+    alone = [row for row in record["table"]["rows"] if row[1] == 1]
+    assert alone
+    for row in alone:
+        # 5 classes of 16 training images each.
+        assert row[bound] == pytest.approx(16 * 4 * (1 + 2 / 16) * row[nc])
+
+
+def test_measurements_of_other_options_are_not_taken(workdir, tmp_path):
+    figure = FIGURES["E2"]
+    base, members = sweep_of(figure.sweep, "smoke")
+    shutil.copytree(workdir / figure.sweep, tmp_path / figure.sweep)
+    first = reproduce.make_figure(figure, "smoke", tmp_path, members, base)
+    for name, change in (
+        ("train/gc_examples", 3.0),
+        ("train/gc_probes", 9.0),
+        # As of a command that measured the test images alone.
+        ("test/bound_poincare_constant", 1e9),
+    ):
+        for path in (tmp_path / figure.sweep).glob("*/measurements.json"):
+            stored = json.loads(path.read_text())
+            for values in stored.values():
+                values[name] = change
+                values["test/neural_collapse_bound_paper"] = 1e9
+            path.write_text(json.dumps(stored))
+        again = reproduce.make_figure(figure, "smoke", tmp_path, members, base)
+        assert again["findings"] == first["findings"]
+
+
+def test_another_scale_does_not_replace_a_figure(workdir, tmp_path):
+    figure = FIGURES["1"]
+    base, members = sweep_of(figure.sweep, "smoke")
+    shutil.copytree(workdir / figure.sweep, tmp_path / figure.sweep)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "figure_1.json").write_text('{"scale": "small"}')
+    with pytest.raises(InputError, match="is of scale small; choose another workdir"):
+        reproduce.make_figure(figure, "smoke", tmp_path, members, base)
 
 
 def test_without_a_finished_run_there_is_no_figure(tmp_path):

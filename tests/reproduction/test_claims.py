@@ -78,7 +78,7 @@ def test_one_run_a_setting_has_no_interval_and_no_verdict():
     assert math.isnan(test.low)
     finding = rank_finding("claim", 1, test)
     assert finding.verdict == UNDECIDED
-    assert "one run a setting" in finding.evidence
+    assert "settings with one run" in finding.evidence
 
 
 def test_a_constant_side_has_no_rho():
@@ -124,10 +124,31 @@ def test_bad_input_is_named():
     ],
 )
 def test_verdicts(sign, rho, low, high, p_value, verdict):
-    test = RankTest(rho, low, high, p_value, 12, 4, "runs")
+    test = RankTest(rho, low, high, p_value, 12, 4, "runs", rho)
     finding = rank_finding("claim", sign, test)
     assert finding.verdict == verdict
     assert finding.numbers["rho"] == rho
+
+
+def test_settings_that_go_the_other_way_than_runs_are_no_verdict():
+    test = RankTest(0.9, 0.7, 1.0, 0.01, 12, 4, "settings", -0.9)
+    assert rank_finding("claim", 1, test).verdict == UNDECIDED
+    assert rank_finding("claim", -1, test).verdict == UNDECIDED
+
+
+def test_the_rho_of_settings_is_that_of_their_means():
+    means = np.array([Y[value == X].mean() for value in np.unique(X)])
+    test = rank_test(X, Y, SETTINGS, permute="settings")
+    assert test.permuted_rho == stats.spearmanr(np.unique(X), means).statistic
+    assert rank_test(X, Y, SETTINGS, permute="runs").permuted_rho == test.rho
+
+
+def test_runs_that_are_alone_in_their_setting_have_no_interval():
+    x = np.arange(12.0)
+    alone = [0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert math.isnan(rank_test(x, x, alone, permute="runs").low)
+    one_alone = [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3]
+    assert not math.isnan(rank_test(x, x, one_alone, permute="runs").low)
 
 
 def test_too_few_settings_say_so():

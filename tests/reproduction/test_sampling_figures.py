@@ -1,10 +1,12 @@
 """Verdicts on samples: of trials whose bias, rate and spread are known."""
 
+import math
+
 import numpy as np
 import pytest
 
 from gc_nc.reproduction.claims import FAILS, HOLDS, UNDECIDED
-from gc_nc.reproduction.sampling_figures import _cheaper, _rate, _unbiased
+from gc_nc.reproduction.sampling_figures import _cheaper, _rate, _small_enough, _unbiased
 
 RNG = np.random.default_rng(0)
 SIZES = (1, 2, 4, 8, 16)
@@ -22,12 +24,32 @@ def test_the_mean_of_unbiased_trials_is_the_exact_value():
 
 
 @pytest.mark.parametrize(
-    ("exponent", "verdict"), [(-0.5, HOLDS), (-1.2, FAILS), (0.0, UNDECIDED), (0.5, FAILS)]
+    ("exponent", "verdict"), [(-0.5, HOLDS), (-1.2, FAILS), (0.0, FAILS), (0.5, FAILS)]
 )
 def test_the_rate_is_the_slope_of_the_spread(exponent, verdict):
-    finding = _rate("examples", trials(exponent))
+    finding = _rate("examples", trials(exponent), math.inf)
     assert finding.verdict == verdict
     assert finding.numbers["exponent"] == pytest.approx(exponent, abs=0.25)
+
+
+def test_the_rate_allows_for_samples_without_replacement():
+    values = RNG.normal(size=400)
+    drawn = {n: [RNG.permutation(values)[:n].mean() for _ in range(60)] for n in (25, 100, 300)}
+    drawn = {n: 5 + np.array(means) for n, means in drawn.items()}
+    assert _rate("examples", drawn, 400.0).verdict == HOLDS
+    assert _rate("examples", drawn, math.inf).verdict == FAILS
+
+
+def test_a_sample_is_large_enough_by_its_spread():
+    assert _small_enough("examples", trials(), 100.0).verdict == HOLDS
+    assert _small_enough("examples", trials(0.5), 100.0).verdict == FAILS
+    assert _small_enough("examples", trials(0.5), 400.0).verdict == UNDECIDED
+
+
+def test_trials_that_are_all_alike_have_no_rate():
+    same = {1: np.full(20, 3.0), 2: np.r_[np.full(19, 3.0), 4.0]}
+    with np.errstate(divide="ignore"):
+        assert _rate("examples", same, math.inf).verdict == UNDECIDED
 
 
 def test_the_smaller_error_at_equal_cost():

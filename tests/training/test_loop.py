@@ -55,6 +55,7 @@ def unbroken(tiny_run):
     return _UNBROKEN
 
 
+@pytest.mark.draws_pictures
 def test_a_run_writes_everything_and_a_second_start_nothing(tiny_run, capsys):
     config, workdir = tiny_run
     results = loop.train(config, workdir)

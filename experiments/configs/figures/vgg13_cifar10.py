@@ -70,7 +70,7 @@ def get_sweep(scale: str = "paper") -> list[dict[str, Any]]:
     if scale == "small":
         values = {
             "optimizer.learning_rate": (0.01, 0.02, 0.04, 0.08),
-            "batch_size": (8, 16, 32, 64, 128),
+            "batch_size": (8, 16, 32, 64),
             "optimizer.l2": (0.0, 1e-4, 1e-3, 3e-3),
         }
         return [*one_at_a_time(values, range(3)), {"seed": 3}, {"seed": 4}]

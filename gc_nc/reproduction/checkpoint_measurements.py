@@ -118,7 +118,7 @@ def measure_layers(
     measured = {}
     for step in steps:
         known = stored.get(str(step), {})
-        options = {"layers/examples": num_examples, "layers/probes": num_probes}
+        options = {"layers/examples": float(num_examples), "layers/probes": float(num_probes)}
         if any(known.get(name) != value for name, value in options.items()):
             values = _layers_at(open_it(workdir), step, num_examples, num_probes) | options
             add_measurements(workdir, step, values)

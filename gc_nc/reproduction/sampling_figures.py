@@ -89,7 +89,7 @@ def sampling_figure(context: Context) -> FigureResult:
     _draw_trials(context, trials, exact)
     findings = [_unbiased(way, of_way, exact[way]) for way, of_way in trials.items()]
     findings += [_small_enough(way, of_way, exact[way]) for way, of_way in trials.items()]
-    populations = {"examples": len(norms)}
+    populations = {"examples": float(len(norms))}
     findings += [
         _rate(way, of_way, populations.get(way, math.inf)) for way, of_way in trials.items()
     ]

@@ -66,6 +66,8 @@ def main(argv: list[str]) -> None:
     workdir = Path(_WORKDIR.value).expanduser()
     names = dict.fromkeys(figure.sweep_at(scale) for figure in figures)
     sweeps = {name: _members(workdir, name, scale) for name in names}
+    for figure in figures:
+        reproduce.read_figure(workdir, figure, scale)
     for name, (base, members) in sweeps.items():
         reproduce.prepare(workdir / name, members, base)
     for name, (_, members) in sweeps.items():

@@ -141,13 +141,9 @@ def make_figure(
     def opener(run_dir: Path) -> FinishedRun:
         return open_run(run_dir, data_dir, datasets=datasets)
 
-    image = workdir / "figures" / f"figure_{figure.number}.png"
-    stored = image.with_suffix(".json")
-    before = read_json_object(stored) if stored.exists() else {}
-    if before.get("scale", scale) != scale:
-        raise InputError(
-            f"{stored} is of scale {before['scale']}; choose another workdir for scale {scale}"
-        )
+    before = read_figure(workdir, figure, scale)
+    stored = _record_path(workdir, figure)
+    image = stored.with_suffix(".png")
     # Both are replaced at the end, so that no picture stands beside verdicts of another.
     drawn = image.with_name(f".{image.name}")
     started = time.monotonic()
@@ -163,6 +159,25 @@ def make_figure(
     os.replace(drawn, image)
     write_atomically(stored, to_json(record))
     return record
+
+
+def read_figure(workdir: Path, figure: Figure, scale: str) -> dict[str, Any]:
+    """What was written of a figure before; {} if nothing was.
+
+    Raises:
+      InputError: it is of another scale, or cannot be read.
+    """
+    path = _record_path(workdir, figure)
+    record = read_json_object(path) if path.exists() else {}
+    if record.get("scale", scale) != scale:
+        raise InputError(
+            f"{path} is of scale {record['scale']}; choose another workdir for scale {scale}"
+        )
+    return record
+
+
+def _record_path(workdir: Path, figure: Figure) -> Path:
+    return workdir / "figures" / f"figure_{figure.number}.json"
 
 
 def _without(places: dict[str, str], text: str) -> str:

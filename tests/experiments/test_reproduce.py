@@ -192,7 +192,7 @@ def test_measurements_of_other_options_are_not_taken(workdir, tmp_path):
         assert again["findings"] == first["findings"]
 
 
-def test_another_scale_does_not_replace_a_figure(workdir, tmp_path):
+def test_another_scale_does_not_replace_a_figure(workdir, tmp_path, command):
     figure = FIGURES["1"]
     base, members = sweep_of(figure.sweep, "smoke")
     shutil.copytree(workdir / figure.sweep, tmp_path / figure.sweep)
@@ -200,6 +200,10 @@ def test_another_scale_does_not_replace_a_figure(workdir, tmp_path):
     (tmp_path / "figures" / "figure_1.json").write_text('{"scale": "small"}')
     with pytest.raises(InputError, match="is of scale small; choose another workdir"):
         reproduce.make_figure(figure, "smoke", tmp_path, members, base)
+    # Before anything is run.
+    with pytest.raises(InputError, match="is of scale small; choose another workdir"):
+        command(figure=["A6", "1"], scale="smoke", workdir=str(tmp_path))
+    assert not (tmp_path / "vgg13_cifar10_penalty").exists()
 
 
 def test_without_a_finished_run_there_is_no_figure(tmp_path):

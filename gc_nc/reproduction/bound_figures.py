@@ -23,8 +23,8 @@ from gc_nc.reproduction.figure_result import (
 )
 from gc_nc.reproduction.run_table import Run, setting_name
 
-_MOST_STEPS = 8
-_GC_EXAMPLES, _GC_PROBES = 512, 4
+_MOST_STEPS = 5
+_GC_EXAMPLES, _GC_PROBES = 256, 2
 
 _ERROR = "test/nearest_mean_error"
 _FROM_NC, _FROM_GC = "bound_from_nc", "bound_from_gc"

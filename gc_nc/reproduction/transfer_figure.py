@@ -100,7 +100,7 @@ def _transfer(context: Context, run: Run) -> dict[int, dict[str, float]]:
     protocol, smoke = _protocol(context), context.scale == "smoke"
     ways = min(_MOST_WAYS, len(run.metadata["data"]["held_class_names"]["target"]))
     wanted = {**protocol.facts(), "num_ways": ways, "num_shots": _NUM_SHOTS}
-    gc = {"gc_examples": 16 if smoke else 512, "gc_probes": 1 if smoke else 4}
+    gc = {"gc_examples": 16 if smoke else 256, "gc_probes": 1 if smoke else 2}
     gc["gc_examples"] = min(gc["gc_examples"], run.metadata["data"]["num_train"])
     steps = chosen_steps(run.workdir, 2 if smoke else _MOST_STEPS)
     values: dict[int, dict[str, float]] = {}

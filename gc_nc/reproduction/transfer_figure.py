@@ -15,7 +15,7 @@ from gc_nc.reproduction.run_table import Run
 from gc_nc.transfer import run_evaluation, transfer_results
 from gc_nc.transfer.run_evaluation import Protocol
 
-_NUM_SHOTS, _MOST_WAYS, _MOST_STEPS = 5, 5, 3
+_NUM_SHOTS, _MOST_WAYS = 5, 5
 _GC, _NC, _ACCURACY = "source_gc", "target_nc", "accuracy"
 
 
@@ -102,7 +102,7 @@ def _transfer(context: Context, run: Run) -> dict[int, dict[str, float]]:
     wanted = {**protocol.facts(), "num_ways": ways, "num_shots": _NUM_SHOTS}
     gc = {"gc_examples": 16 if smoke else 256, "gc_probes": 1 if smoke else 2}
     gc["gc_examples"] = min(gc["gc_examples"], run.metadata["data"]["num_train"])
-    steps = chosen_steps(run.workdir, 2 if smoke else _MOST_STEPS)
+    steps = chosen_steps(run.workdir, 5 if context.scale == "paper" else 2)
     values: dict[int, dict[str, float]] = {}
     opened = tasks = None
     for step in steps:

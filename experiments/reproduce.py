@@ -31,9 +31,11 @@ from gc_nc.sweeps.members import Member, make_members, read_sweep
 from gc_nc.sweeps.sweep_status import outcome_table
 from gc_nc.training.loop import Interrupted
 
-_FIGURE = flags.DEFINE_list("figure", None, "Number of a figure, several as in 1,3, or all.")
-_SCALE = flags.DEFINE_enum("scale", "demo", ("paper", "small", "demo", "smoke"), "See --list.")
 # Other commands have flags of the same names, and tests import several commands.
+_FIGURE = flags.DEFINE_list(
+    "figure", None, "Number of a figure, several as in 1,3, or all.", allow_override=True
+)
+_SCALE = flags.DEFINE_enum("scale", "demo", ("paper", "small", "demo", "smoke"), "See --list.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of runs and figures.", allow_override=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the images are.", allow_override=True)
 _MAX_PARALLEL = flags.DEFINE_integer(

@@ -55,6 +55,7 @@ def transfer_figure(context: Context) -> FigureResult:
         (_GC, _NC, 1, "Lower source GC goes with lower target NC"),
         (_GC, _ACCURACY, -1, "Lower source GC goes with higher few-shot accuracy"),
         (_NC, _ACCURACY, -1, "Lower target NC goes with higher few-shot accuracy"),
+        ("source_nc", _ACCURACY, -1, "Lower source NC goes with higher few-shot accuracy"),
     ):
         findings.append(
             correlate(

@@ -50,3 +50,6 @@ def test_every_result_has_its_section():
     for record in RECORDS.values():
         assert f"## Figure {record['number']}:" in sections
         assert f"figures/{record['image']}" in sections
+        for finding in record["findings"]:
+            verdict = finding["verdict"].replace("holds", "**holds**").replace("fails", "**fails**")
+            assert f"| {finding['claim']} | {verdict} | {finding['evidence']} |" in sections

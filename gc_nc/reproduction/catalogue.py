@@ -43,8 +43,8 @@ class Figure(NamedTuple):
 _SMOKE = {"smoke": "under a minute"}
 _VGG13 = {
     "paper": "50 runs, not run by us",
-    "small": "32 runs, 75 min on 2 cores",
-    "demo": "9 runs, 5 min on 2 cores",
+    "small": "32 runs, 85 min on 2 cores",
+    "demo": "9 runs, 4 min on 2 cores",
     **_SMOKE,
 }
 
@@ -73,7 +73,7 @@ FIGURES = {
             "A small sample of each gives GC",
             "resnet18_cifar100",
             sampling_figure,
-            {"paper": "1 run, not run by us", "small": "1 run, 15 min on 2 cores", **_SMOKE},
+            {"paper": "1 run, not run by us", "small": "1 run, 10 min on 2 cores", **_SMOKE},
         ),
         Figure(
             "3",
@@ -82,7 +82,7 @@ FIGURES = {
             "NC and GC bound the test error of the nearest class mean",
             "vgg13_cifar10",
             error_bound_figure,
-            _same_runs("3 min"),
+            _same_runs("9 min"),
         ),
         Figure(
             "4",
@@ -93,7 +93,7 @@ FIGURES = {
             transfer_figure,
             {
                 "paper": "50 runs, not run by us",
-                "small": "the runs of figure 1; 10 min",
+                "small": "the runs of figure 1; 5 min",
                 **_SMOKE,
             },
             small_sweep="vgg13_cifar10",
@@ -132,7 +132,7 @@ FIGURES = {
             "As figure 1",
             "vgg11_fashion_mnist",
             setting_figure,
-            {"paper": "50 runs, not run by us", "small": "12 runs, 15 min on 2 cores", **_SMOKE},
+            {"paper": "50 runs, not run by us", "small": "12 runs, 16 min on 2 cores", **_SMOKE},
         ),
         Figure(
             "A4",
@@ -159,7 +159,7 @@ FIGURES = {
             "A larger GC penalty lowers GC, geometric collapse and NC",
             "vgg13_cifar10_penalty",
             setting_figure,
-            {"paper": "30 runs, not run by us", "small": "12 runs, 20 min on 2 cores", **_SMOKE},
+            {"paper": "30 runs, not run by us", "small": "12 runs, 6 min on 2 cores", **_SMOKE},
         ),
         Figure(
             "E1",
@@ -177,7 +177,7 @@ FIGURES = {
             "Both bound NC; the one by class is sharper",
             "vgg13_cifar10",
             neural_collapse_bounds_figure,
-            _same_runs("2 min"),
+            _same_runs("seconds after figure 3"),
         ),
         Figure(
             "E3",
@@ -186,7 +186,7 @@ FIGURES = {
             "A flatter loss goes with lower GC and lower NC",
             "vgg13_cifar10",
             flatness_figure,
-            _same_runs("15 min"),
+            _same_runs("about 10 min"),
         ),
         Figure(
             "E4",
@@ -195,7 +195,7 @@ FIGURES = {
             "What lowers GC of the embedding lowers it in every layer",
             "vgg13_cifar10",
             layers_figure,
-            _same_runs("10 min"),
+            _same_runs("about 5 min"),
         ),
     )
 }

@@ -54,7 +54,8 @@ def error_bound_figure(context: Context) -> FigureResult:
             over_time.axhline(1, color="#999999", lw=0.8, ls=":")
     set_logarithmic(over_time)
     over_time.set(xlabel="Epoch", title=f"Over training, {len(base_runs)} seeds")
-    over_time.legend(frameon=False, fontsize=8)
+    # Between the bounds and the error.
+    over_time.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.5))
     for i, (name, values) in enumerate(groups.items()):
         beside.plot(
             [v[_FROM_GC] for v in values],

@@ -84,7 +84,8 @@ def transfer_figure(context: Context) -> FigureResult:
     caption = (
         "GC of the source training images, NC of the target classes, and accuracy of the nearest"
         f" class mean in {protocol.num_episodes:,} {ways}-way {_NUM_SHOTS}-shot episodes of the"
-        " target classes, which were never trained on, against the epoch of source training. Lines"
+        " target classes, which were never trained on, against the epoch of source training, at"
+        f" {max(len(steps) for steps in measured.values())} checkpoints of each run. Lines"
         " and bands as in figure 1."
     )
     shown = ", ".join(held[:10]) + (f" and {len(held) - 10} more" if len(held) > 10 else "")

@@ -12,7 +12,6 @@ from gc_nc.reproduction.drawing import (
     draw_seeds,
     new_panels,
     save,
-    set_logarithmic,
 )
 from gc_nc.reproduction.figure_result import (
     Context,
@@ -22,6 +21,7 @@ from gc_nc.reproduction.figure_result import (
     settings_table,
 )
 from gc_nc.reproduction.run_table import Run, setting_name
+from gc_nc.transfer.transfer_figures import set_logarithmic
 
 _MOST_STEPS = 5
 _GC_EXAMPLES, _GC_PROBES = 256, 2

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gc_nc.reproduction.run_table import Row, Run, setting_name
+from gc_nc.transfer.transfer_figures import set_logarithmic
 
 COLORS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d5a97", "#e09f3e", "#4a4e69", "#00798c", "#6b4226")
 _MARKERS = "os^vDPX*"
@@ -30,8 +31,6 @@ def draw_rows(
     columns: Sequence[Column],
     curves_of: Callable[[Run], Curves],
     path: Path,
-    *,
-    x_title: str = "Epoch",
 ) -> None:
     """A row of panels a setting, a column a metric; a colour a value.
 
@@ -41,9 +40,8 @@ def draw_rows(
     Args:
       rows: at least one, each with a run.
       columns: what is drawn.
-      curves_of: points (x, {metric: value}) of a run.
+      curves_of: points (epoch, {metric: value}) of a run.
       path: of the PNG; its folder is made.
-      x_title: of the horizontal axes.
     """
     figure, axes = new_panels(len(rows), len(columns))
     for row, row_axes in zip(rows, axes, strict=True):
@@ -52,7 +50,7 @@ def draw_rows(
         for column, ax in zip(columns, row_axes, strict=True):
             for color, (value, of_runs) in zip(colors, curves.items(), strict=True):
                 draw_seeds(ax, of_runs, column.metric, color, f"{value:g}")
-            ax.set_xlabel(x_title)
+            ax.set_xlabel("Epoch")
             if column.logarithmic:
                 set_logarithmic(ax)
             if row is rows[0]:
@@ -102,8 +100,6 @@ class Scatter(NamedTuple):
     y: str
     x_title: str
     y_title: str
-    x_logarithmic: bool = True
-    y_logarithmic: bool = True
     diagonal: bool = False
 
 
@@ -130,9 +126,8 @@ def draw_scatters(
                 alpha=0.8,
                 label=name,
             )
-        for axis, on in (("x", panel.x_logarithmic), ("y", panel.y_logarithmic)):
-            if on:
-                set_logarithmic(ax, axis)
+        set_logarithmic(ax)
+        set_logarithmic(ax, "x")
         if panel.diagonal:
             low = max(ax.get_xlim()[0], ax.get_ylim()[0])
             high = min(ax.get_xlim()[1], ax.get_ylim()[1])
@@ -143,23 +138,6 @@ def draw_scatters(
         ax.remove()
     flat[0].legend(frameon=False, fontsize=8)
     save(figure, path)
-
-
-def set_logarithmic(ax, axis: str = "y") -> None:
-    """With plain numbers, between the powers of ten too where few of those are in sight."""
-    from matplotlib.ticker import LogLocator
-
-    low, high = getattr(ax, f"{axis}axis").get_data_interval()
-    # A logarithmic axis of nothing positive would warn and show nothing.
-    if not (math.isfinite(low) and 0 < low <= high):
-        return
-    getattr(ax, f"set_{axis}scale")("log")
-    ticks = getattr(ax, f"{axis}axis")
-    ticks.set_major_formatter("{x:g}")
-    subs = (2, 3, 5) if high > 3 * low else (1.5, 2, 2.5, 3, 4, 5, 6, 8)
-    ticks.set_minor_locator(LogLocator(subs=subs if high < 100 * low else ()))
-    ticks.set_minor_formatter("{x:g}")
-    ax.tick_params(axis=axis, which="both", labelsize=8)
 
 
 def _shades(count: int) -> list[Any]:
@@ -181,7 +159,7 @@ def new_panels(rows: int, columns: int):
     for ax in axes.flat:
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(labelsize=8)
+        ax.tick_params(which="both", labelsize=8)
         ax.xaxis.label.set_size(9)
         ax.yaxis.label.set_size(9)
     return figure, [list(row) for row in axes]

@@ -47,12 +47,12 @@ class FigureResult(NamedTuple):
     notes: list[str]
 
 
-#: Whether more of a setting is claimed to lower GC (-1) or to raise it (1).
-CLAIMED_SIGN = {
-    "optimizer.learning_rate": -1,
-    "batch_size": 1,
-    "optimizer.l2": -1,
-    "gc_penalty.weight": -1,
+#: What of a setting is claimed to lower GC: in words, and the sign of its correlation with GC.
+CLAIMED = {
+    "optimizer.learning_rate": ("A higher learning rate", -1),
+    "batch_size": ("A smaller batch size", 1),
+    "optimizer.l2": ("Stronger L2", -1),
+    "gc_penalty.weight": ("A larger GC penalty", -1),
 }
 
 
@@ -88,15 +88,11 @@ def setting_claims(
       metrics: (metric, what it is called, 1 if it falls with GC or -1 if it rises as GC falls).
       value_of: a run's metric.
     """
-    name, sign = setting_name(row.key).lower().replace("gc ", "GC "), CLAIMED_SIGN[row.key]
-    name = "L2" if row.key == "optimizer.l2" else name
-    more = "A smaller" if sign > 0 else "A larger" if row.key == "gc_penalty.weight" else "A higher"
-    if row.key == "optimizer.l2":
-        more = "Stronger"
+    what, sign = CLAIMED[row.key]
     runs = [run for of_value in row.runs.values() for run in of_value]
     return [
         correlate(
-            f"{more} {name} lowers {title}" if way > 0 else f"{more} {name} raises {title}",
+            f"{what} {'lowers' if way > 0 else 'raises'} {title}",
             sign * way,
             runs,
             lambda run: run.config[row.key],

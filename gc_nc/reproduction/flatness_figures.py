@@ -5,7 +5,7 @@ from gc_nc.reproduction.checkpoint_measurements import measure_flatness, measure
 from gc_nc.reproduction.claims import ALPHA, FAILS, HOLDS, UNDECIDED, Finding, counted_finding
 from gc_nc.reproduction.drawing import Column, Scatter, draw_rows, draw_scatters
 from gc_nc.reproduction.figure_result import (
-    CLAIMED_SIGN,
+    CLAIMED,
     Context,
     FigureResult,
     correlate,
@@ -101,7 +101,7 @@ def layers_figure(context: Context) -> FigureResult:
             [
                 correlate(
                     layer,
-                    CLAIMED_SIGN[row.key],
+                    CLAIMED[row.key][1],
                     [run for runs in row.runs.values() for run in runs],
                     lambda run, key=row.key: run.config[key],
                     lambda run, layer=layer: last(run, layer),
@@ -125,20 +125,15 @@ def layers_figure(context: Context) -> FigureResult:
     return FigureResult(caption, findings, *table, notes)
 
 
-_CLAIMS = {
-    "optimizer.learning_rate": "A higher learning rate lowers GC of every layer",
-    "batch_size": "A smaller batch size lowers GC of every layer",
-    "optimizer.l2": "Stronger L2 lowers GC of every layer",
-    "gc_penalty.weight": "A larger GC penalty lowers GC of every layer",
-}
-
-
 def _all_layers(key: str, by_layer: list[Finding]) -> Finding:
     evidence = "; ".join(
         f"{f.claim} {f.verdict} (rho {f.numbers.get('rho', float('nan')):.2f})" for f in by_layer
     )
     finding = counted_finding(
-        _CLAIMS[key], sum(f.verdict == HOLDS for f in by_layer), len(by_layer), evidence
+        f"{CLAIMED[key][0]} lowers GC of every layer",
+        sum(f.verdict == HOLDS for f in by_layer),
+        len(by_layer),
+        evidence,
     )
     # One layer that goes the other way refutes it, by a p-value that allows for their number.
     opposite = any(

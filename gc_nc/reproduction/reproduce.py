@@ -58,7 +58,15 @@ def prepare(sweep_dir: Path, members: Sequence[Member], base: ConfigDict) -> Non
       InputError: data that cannot be read, or a directory that holds something else.
     """
     if missing_members(sweep_dir, members):
-        check_data(base)
+        try:
+            check_data(base)
+        except InputError as error:
+            if begun := stored_data_dir(sweep_dir):
+                raise InputError(
+                    f"{error}; the runs in {sweep_dir} began with data_dir={begun}, which is part"
+                    " of their config: put the data back there, or choose another workdir"
+                ) from error
+            raise
     open_sweep(sweep_dir, members)
 
 

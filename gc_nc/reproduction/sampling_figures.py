@@ -11,9 +11,10 @@ from gc_nc import metrics
 from gc_nc.data.device_batches import normalize
 from gc_nc.models import embed_fn
 from gc_nc.reproduction.claims import FAILS, HOLDS, UNDECIDED, Finding, counted_finding
-from gc_nc.reproduction.drawing import COLORS, new_panels, save, set_logarithmic
+from gc_nc.reproduction.drawing import COLORS, new_panels, save
 from gc_nc.reproduction.figure_result import Context, FigureResult, require_runs
 from gc_nc.training.evaluation import gc_subset, images_of, on_device
+from gc_nc.transfer.transfer_figures import set_logarithmic
 
 _STREAM = 5
 _RESAMPLES = 2000
@@ -82,7 +83,7 @@ def sampling_figure(context: Context) -> FigureResult:
         trials["examples"][size] = np.array([norms[rows].mean() for rows in chosen])
     for way in ("jacobian_entries", "output_dims"):
         for size in sizes.parts:
-            context.report(f"{sizes.trials} trials of {size} {_WAYS[way].lower()}")
+            context.report(f"{sizes.trials} trials: {_WAYS[way]}, {size}")
             trials[way][size] = np.array(
                 [_estimate(embed, few, way, size, trial) for trial in range(sizes.trials)]
             )
@@ -256,7 +257,7 @@ def _small_enough(way: str, trials: dict[int, np.ndarray], exact: float) -> Find
     relative = float(np.std(trials[size], ddof=1) / exact)
     low, high = _interval(spread)
     return Finding(
-        f"{size} {_WAYS[way].lower()} give GC with a standard deviation below a tenth of it",
+        f"{_WAYS[way]}: {size} give GC with a standard deviation below a tenth of it",
         HOLDS if high < _TENTH else FAILS if low > _TENTH else UNDECIDED,
         f"standard deviation {relative:.3f} [{low:.3f}, {high:.3f}] of GC, bootstrap over trials",
         {"size": size, "relative": relative, "low": low, "high": high},

@@ -35,14 +35,14 @@ def draw_checkpoints(
         color=_SOURCE,
     )
     axes[0].set(title="Source GC (95% interval)")
-    _logarithmic(axes[0])
+    set_logarithmic(axes[0])
     _line(axes[1], steps, [source[step]["neural_collapse"] for step in steps], None, color=_SOURCE)
     by_step = {result["step"]: result["target_neural_collapse"] for result in results}
     target_steps = sorted(by_step)
     _line(axes[1], target_steps, [by_step[s] for s in target_steps], None, color=_TARGET)
     axes[1].set(title="NC")
     axes[1].legend(axes[1].get_lines(), ["source classes", "target classes"], frameon=False)
-    _logarithmic(axes[1])
+    set_logarithmic(axes[1])
     for (ways, shots), color in zip(_tasks(results), _COLORS * 9, strict=False):
         chosen = sorted(
             (r for r in results if (r["num_ways"], r["num_shots"]) == (ways, shots)),
@@ -96,7 +96,7 @@ def draw_runs(runs: Sequence[Mapping[str, Any]], path: Path, title: str) -> None
         ax.set(title=f"Accuracy, {task}")
     for ax in axes:
         ax.set_xlabel("Source GC (95% interval)")
-        _logarithmic(ax, "x")
+        set_logarithmic(ax, "x")
     axes[0].legend(frameon=False, fontsize="small")
     _save(figure, path, title)
 
@@ -133,7 +133,7 @@ def _line(ax, steps, values, half_widths, *, color, label=None) -> None:
         ax.fill_between(steps, values - half, values + half, color=color, alpha=0.2, lw=0)
 
 
-def _logarithmic(ax, axis: str = "y") -> None:
+def set_logarithmic(ax, axis: str = "y") -> None:
     """With plain numbers, between the powers of ten too where few of those are in sight."""
     from matplotlib.ticker import LogLocator
 

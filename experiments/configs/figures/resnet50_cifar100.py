@@ -12,42 +12,24 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.configs.figures import resnet18_cifar10
 from experiments.configs.figures.scales import check_scale, smoke_config
-from gc_nc.sweeps import one_at_a_time
-from gc_nc.training.configuration import default_config
 
 _SCALES = ("paper", "smoke")
 
 
 def get_config(scale: str = "paper") -> ConfigDict:
-    """100 epochs without augmentation, SGD with momentum."""
+    """As ResNet-18 on CIFAR-10."""
     check_scale(scale, _SCALES)
     if scale == "smoke":
         return smoke_config()
-    config = default_config()
-    config.data.source = "tfds"
+    config = resnet18_cifar10.get_config()
     config.data.name = "cifar100"
     config.model.name = "resnet50"
-    config.model.width = 1.0
-    config.batch_size = 128
-    config.optimizer.learning_rate = 0.05
-    config.optimizer.momentum = 0.9
-    config.num_steps = 100 * 50_000 // 128
-    config.evaluation.every_steps = 1955
-    config.log_every_steps = 100
-    config.checkpoint.every_steps = 3910
-    config.stop_after_epochs_at_full_accuracy = 20.0
     return config
 
 
 def get_sweep(scale: str = "paper") -> list[dict[str, Any]]:
-    """A row a setting, for each seed."""
+    """The rows of ResNet-18 on CIFAR-10."""
     check_scale(scale, _SCALES)
-    if scale == "smoke":
-        return one_at_a_time({"optimizer.learning_rate": (0.05, 0.2)}, range(2))
-    values = {
-        "optimizer.learning_rate": (0.0125, 0.025, 0.05, 0.1),
-        "batch_size": (32, 64, 128, 256),
-        "optimizer.l2": (0.0, 1e-5, 1e-4, 5e-4),
-    }
-    return one_at_a_time(values, range(5))
+    return resnet18_cifar10.get_sweep(scale)

@@ -1,8 +1,11 @@
 """What the configs of the figures share: the names of the scales, and the smallest one."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from gc_nc.errors import InputError
+from gc_nc.sweeps import one_at_a_time
 from gc_nc.training.configuration import default_config
 
 SCALES = ("paper", "small", "demo", "smoke")
@@ -36,3 +39,8 @@ def smoke_config() -> ConfigDict:
     config.log_every_steps = 0
     config.checkpoint.every_steps = 6
     return config
+
+
+def smoke_sweep() -> list[dict[str, Any]]:
+    """Two learning rates with two seeds each."""
+    return one_at_a_time({"optimizer.learning_rate": (0.05, 0.2)}, range(2))

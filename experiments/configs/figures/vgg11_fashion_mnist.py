@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.configs import fashion_mnist_vgg11
-from experiments.configs.figures.scales import check_scale, smoke_config
+from experiments.configs.figures.scales import check_scale, smoke_config, smoke_sweep
 from gc_nc.sweeps import one_at_a_time
 
 _SCALES = ("paper", "small", "smoke")
@@ -43,7 +43,7 @@ def get_sweep(scale: str = "paper") -> list[dict[str, Any]]:
     """A row a setting, for each seed."""
     check_scale(scale, _SCALES)
     if scale == "smoke":
-        return one_at_a_time({"optimizer.learning_rate": (0.05, 0.2)}, range(2))
+        return smoke_sweep()
     if scale == "small":
         return one_at_a_time({"optimizer.learning_rate": (0.01, 0.02, 0.04, 0.08)}, range(3))
     values = {

@@ -12,41 +12,25 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.configs.figures import vgg11_fashion_mnist
 from experiments.configs.figures.scales import check_scale, smoke_config
-from gc_nc.sweeps import one_at_a_time
-from gc_nc.training.configuration import default_config
 
 _SCALES = ("paper", "smoke")
 
 
 def get_config(scale: str = "paper") -> ConfigDict:
-    """50 epochs of plain SGD."""
+    """As on Fashion-MNIST, 50 epochs."""
     check_scale(scale, _SCALES)
     if scale == "smoke":
         return smoke_config()
-    config = default_config()
+    config = vgg11_fashion_mnist.get_config()
     config.data.source = "tfds"
     config.data.name = "mnist"
-    config.model.name = "vgg11"
-    config.model.width = 1.0
-    config.batch_size = 32
-    config.optimizer.learning_rate = 0.05
     config.num_steps = 50 * 60_000 // 32
-    config.evaluation.every_steps = 3750
-    config.log_every_steps = 100
-    config.checkpoint.every_steps = 3750
-    config.stop_after_epochs_at_full_accuracy = 20.0
     return config
 
 
 def get_sweep(scale: str = "paper") -> list[dict[str, Any]]:
-    """A row a setting, for each seed."""
+    """The rows of Fashion-MNIST."""
     check_scale(scale, _SCALES)
-    if scale == "smoke":
-        return one_at_a_time({"optimizer.learning_rate": (0.05, 0.2)}, range(2))
-    values = {
-        "optimizer.learning_rate": (0.01, 0.02, 0.05, 0.1),
-        "batch_size": (16, 32, 64, 128),
-        "optimizer.l2": (0.0, 1e-5, 1e-4, 1e-3),
-    }
-    return one_at_a_time(values, range(5))
+    return vgg11_fashion_mnist.get_sweep(scale)

@@ -20,7 +20,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.configs import cifar10_vgg13
-from experiments.configs.figures.scales import SCALES, check_scale, smoke_config
+from experiments.configs.figures.scales import SCALES, check_scale, smoke_config, smoke_sweep
 from gc_nc.sweeps import one_at_a_time
 
 
@@ -63,10 +63,7 @@ def get_sweep(scale: str = "paper") -> list[dict[str, Any]]:
         return one_at_a_time({"optimizer.learning_rate": (0.01, 0.03, 0.1)}, range(3))
     if scale == "smoke":
         rest = {"batch_size": (8, 16), "optimizer.l2": (0.0, 1e-2)}
-        return [
-            *one_at_a_time({"optimizer.learning_rate": (0.05, 0.2)}, range(2)),
-            *one_at_a_time(rest, range(1)),
-        ]
+        return [*smoke_sweep(), *one_at_a_time(rest, range(1))]
     if scale == "small":
         values = {
             "optimizer.learning_rate": (0.01, 0.02, 0.04, 0.08),

@@ -1,5 +1,6 @@
 """Figures of how training moves GC and NC: setting by setting, and in the terminal phase."""
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -160,7 +161,7 @@ def terminal_phase_figure(context: Context) -> FigureResult:
 
 def _goes_on_falling(split: str, runs: Sequence[Run]) -> Finding:
     metric = f"{split}/neural_collapse"
-    factors = sorted(run.final[metric] / _first_fitted(run)[metric] for run in runs)
+    factors = sorted(_factor(_first_fitted(run)[metric], run.final[metric]) for run in runs)
     evidence = "from the first evaluation at training accuracy 1 to the last one"
     if factors:
         evidence += (
@@ -173,6 +174,13 @@ def _goes_on_falling(split: str, runs: Sequence[Run]) -> Finding:
         len(factors),
         evidence,
     )
+
+
+def _factor(first: float, last: float) -> float:
+    """last / first, of metrics that are 0 where collapse is complete."""
+    if first:
+        return last / first
+    return math.inf if last else 1.0
 
 
 def _first_fitted(run: Run):

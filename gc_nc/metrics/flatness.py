@@ -11,7 +11,6 @@ identity says nothing of the values it closes over; inside the caller's own jit 
 program.
 """
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
-from matfree import decomp, stochtrace
+from matfree import stochtrace
 
 from gc_nc.array_types import Array, nan_where
 from gc_nc.compilation import jit_for_device
@@ -96,8 +95,9 @@ def hessian_top_eigenvalue(
     Largest on the number line, not in magnitude: -1 for eigenvalues -5, -1. A Ritz value, so at
     most the true one (up to rounding), which it reaches as `num_iterations` grows; it is exact
     after as many iterations as H has different eigenvalues. From a random start (arXiv 1901.10159
-    does the same for whole spectra). Holds `num_iterations` vectors of the size of the parameters.
-    Inside `shard_map`, the parameters must be the same on all devices.
+    does the same for whole spectra). Holds `num_iterations` vectors of the size of the parameters,
+    outside jit twice as many. Under jit on the CPU the products of a convolutional network are many
+    times slower than outside.
 
     Args:
       loss_fn: parameters to scalar loss.
@@ -114,7 +114,37 @@ def hessian_top_eigenvalue(
     if num_iterations < 1:
         raise ValueError(f"num_iterations={num_iterations} must be at least 1")
 
-    return _compile(loss_fn, params)(params, key, measure=_LanczosTop(num_iterations))
+    compiled = _compile(loss_fn, params)
+    start = compiled(params, key, measure=_start_vector)
+    num_iterations = min(num_iterations, start.size)
+
+    def product(vector):
+        return compiled(params, vector, measure=_multiplied)
+
+    # Lanczos squares the products, so they are brought near 1 first.
+    size = jnp.max(jnp.abs(product(start)))
+    scale = jnp.where(size == 0, 1, size)
+
+    def iterate(i, lanczos):
+        return _add_vector(i, product(lanczos[0][i]) / scale, lanczos)
+
+    lanczos = _first_vector(start, num_iterations=num_iterations)
+    # Ours and not matfree's, whose loop is compiled whole: see hessian_trace.
+    if staged():
+        lanczos = jax.lax.fori_loop(0, num_iterations, iterate, lanczos)
+    else:
+        for i in range(num_iterations):
+            lanczos = iterate(i, lanczos)
+    return scale * _top_ritz_value(lanczos[1])
+
+
+def _start_vector(loss, theta, key):
+    # Its product differs between devices where the loss does.
+    return varying_like(jax.random.normal(key, theta.shape, theta.dtype), loss(theta))
+
+
+def _multiplied(loss, theta, vector):
+    return _hessian_product(loss, theta)(vector)
 
 
 def _hessian_product(loss, theta):
@@ -122,20 +152,27 @@ def _hessian_product(loss, theta):
     return lambda v: product(varying_like(v, theta))
 
 
-@dataclasses.dataclass(frozen=True)
-class _LanczosTop:
-    num_iterations: int
+@partial(jax.jit, static_argnames="num_iterations")
+def _first_vector(start, *, num_iterations):
+    """(vectors (J, P), the first one of length 1; projected (J, J), 0)."""
+    vectors = varying_like(jnp.zeros((num_iterations, start.size), start.dtype), start)
+    projected = varying_like(jnp.zeros((num_iterations, num_iterations), start.dtype), start)
+    return vectors.at[0].set(start / jnp.linalg.norm(start)), projected
 
-    def __call__(self, loss, theta, key):
-        hessian_product = _hessian_product(loss, theta)
-        start = jax.random.normal(key, theta.shape, theta.dtype)
-        # Lanczos squares the products, so they are brought near 1 first.
-        size = jnp.max(jnp.abs(hessian_product(start)))
-        scale = jnp.where(size == 0, 1, size)
-        # hessenberg, which tridiag_sym calls, because it keeps the residual lengths apart.
-        lanczos = decomp.hessenberg(min(self.num_iterations, theta.size), reortho="full")
-        projected = lanczos(lambda v: hessian_product(v) / scale, start).J_small
-        return scale * _top_ritz_value(projected)
+
+@jax.jit
+@jax.default_matmul_precision("highest")
+def _add_vector(i, product, lanczos):
+    """Column i of the projected matrix and vector i + 1, from the product with vector i."""
+    vectors, projected = lanczos
+    column = vectors @ product
+    product = product - column @ vectors
+    # Twice: one pass leaves rounding along the earlier vectors.
+    product = product - (vectors @ product) @ vectors
+    length = jnp.linalg.norm(product)
+    # After the last vector there is no place for either.
+    projected = projected.at[:, i].set(column.at[i + 1].set(length, mode="drop"))
+    return vectors.at[i + 1].set(product / length, mode="drop"), projected
 
 
 def sam_sharpness(loss_fn: LossFn, params: Any, *, rho: float = 0.05) -> Float[Array, ""]:
@@ -218,6 +255,7 @@ def _evaluate(loss_fn, params, *arguments, measure):
 _evaluate_compiled = jit_for_device(_evaluate, static_argnames="measure")
 
 
+@jax.jit
 def _top_ritz_value(projected: Float[Array, "J J"]) -> Float[Array, ""]:
     """Largest eigenvalue of the leading block of Q^T H Q that Lanczos built before it broke down.
 

@@ -33,8 +33,6 @@ from tests.metrics.metric_table import (
 
 MESH = jax.sharding.Mesh(jax.devices(), ("data",))
 ALONG = PartitionSpec("data")
-LOOPS_OF_SHARDS = ("hessian_top_eigenvalue",)
-LOOPS_OF_SHARDS_REASON = "matfree's loop starts from arrays that do not vary over the mesh"
 
 
 def test_every_public_function_is_here():
@@ -77,7 +75,7 @@ def test_vmap_equals_a_loop(name):
     assert_close(jit(mapped)(stack), answers)
 
 
-@every_metric(faults=LOOPS_OF_SHARDS, reason=LOOPS_OF_SHARDS_REASON)
+@every_metric
 def test_shard_map_equals_a_loop(name):
     """One model, or the statistics of one, a device."""
     stack, others, answers = stacked(name, 8)

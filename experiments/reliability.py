@@ -62,19 +62,21 @@ def main(argv: list[str]) -> int:
         _start(workdir).communicate()
         whole = time.perf_counter() - begin
     print(f"an unbroken run takes {whole:.1f} s", flush=True)
-    rng, went_on, differing, runs = random.Random(_SEED.value), [], [], 0
-    while len(went_on) < _KILLS.value:
+    rng, went_on, differing, runs, kills = random.Random(_SEED.value), [], [], 0, 0
+    while kills < _KILLS.value:
         runs += 1
-        workdir = root / f"killed{runs}"
-        # By turns: most of the time of so short a run is its start.
-        while (step := _kill_once(workdir, rng, whole, len(went_on) % 2)) != "finished":
+        workdir, finished = root / f"killed{runs}", False
+        while not finished:
+            if kills < _KILLS.value:
+                # By turns: most of the time of so short a run is its start.
+                step, finished = _kill_once(workdir, rng, whole, kills % 2)
+                kills += not finished
+            else:
+                step, finished = _left_alone(workdir), True
             went_on.append(step)
-            if len(went_on) == _KILLS.value:
-                _start(workdir).communicate()
-                break
         differing += [f"{workdir.name}: {what}" for what in compare(unbroken, workdir)]
     summary = {
-        "kills": len(went_on),
+        "kills": kills,
         "runs": runs,
         "seconds_unbroken": round(whole, 2),
         "went_on_from_a_checkpoint": sum(step is not None for step in went_on),
@@ -85,10 +87,19 @@ def main(argv: list[str]) -> int:
     return int(bool(differing))
 
 
+def _left_alone(workdir: Path) -> int | None:
+    """The step that a start went on from."""
+    process = _start(workdir)
+    output, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"a start failed: {output[-2000:]}")
+    return _step_gone_on_from(output)
+
+
 def _kill_once(
     workdir: Path, rng: random.Random, whole: float, while_training: int
-) -> int | str | None:
-    """The step that a start went on from before it was killed, or "finished"."""
+) -> tuple[int | None, bool]:
+    """The step that a start went on from, and whether it finished before it was killed."""
     process = _start(workdir)
     if while_training:
         before = _saved_steps(workdir)
@@ -103,10 +114,14 @@ def _kill_once(
         output, _ = process.communicate()
     if process.returncode > 0 and process.returncode != 128 + signal.SIGTERM:
         raise RuntimeError(f"a start failed: {output[-2000:]}")
-    found = re.search(r"going on from the checkpoint of step (\d+)", output)
-    step = int(found.group(1)) if found else None
+    step = _step_gone_on_from(output)
     print(f"{workdir.name}: from step {step}, exit code {process.returncode}", flush=True)
-    return "finished" if process.returncode == 0 else step
+    return step, process.returncode == 0
+
+
+def _step_gone_on_from(output: str) -> int | None:
+    found = re.search(r"going on from the checkpoint of step (\d+)", output)
+    return int(found.group(1)) if found else None
 
 
 def _saved_steps(workdir: Path) -> list[str]:

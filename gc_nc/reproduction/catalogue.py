@@ -186,7 +186,7 @@ FIGURES = {
             "A flatter loss goes with lower GC and lower NC",
             "vgg13_cifar10",
             flatness_figure,
-            _same_runs("about 10 min"),
+            _same_runs("about 5 min"),
         ),
         Figure(
             "E4",

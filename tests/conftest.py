@@ -1,5 +1,6 @@
 """House rules of the tests: shapes checked, rank promotion refused, 8 virtual CPU devices."""
 
+import gc
 import os
 import tempfile
 
@@ -13,6 +14,9 @@ import pytest
 from jax._src import compiler as jax_compiler
 from jaxtyping import install_import_hook
 from PIL import Image
+
+# Collections look through all of JAX's caches; as often as by default they take 4% of the time.
+gc.set_threshold(200_000, 20, 100)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -75,18 +79,21 @@ def _draw_nothing(evaluations, path, *, title, subtitle):
 loop.draw_run = _draw_nothing
 
 
+# What rounding decides: these want XLA at its best, as users have it.
+_COMPILED_WITH_CARE = (
+    "test_class_statistics.py",
+    "test_coinciding_means.py",
+    "test_collapse.py",
+    "test_collapse_of_many_classes.py",
+    "test_extremes.py",
+)
+
+
 @pytest.fixture(autouse=True)
 def _quick_compilation(request, monkeypatch):
-    """Whole networks are compiled for a few steps; only the metrics' tests want XLA at its best."""
-    with_care = "metrics" in request.path.parts or request.path.suffix != ".py"
-    # These compare a metric with itself, in as many programs as there are metrics.
-    with_care &= request.path.name not in (
-        "test_transformations.py",
-        "test_dtypes.py",
-        "test_jacobian_estimators.py",
-        "test_functions_by_value.py",
-    )
-    # And these look for a message, or compile with options of their own.
+    """Most programs are compiled for one call, and take longer to compile than to run."""
+    with_care = request.path.name in _COMPILED_WITH_CARE or request.path.suffix != ".py"
+    # These look for a message, or compile with options of their own.
     with_care &= "compiled_quickly" not in request.keywords
     jax.config.update("jax_disable_most_optimizations", not with_care)
     if with_care:

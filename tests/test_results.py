@@ -53,5 +53,7 @@ def test_every_result_has_its_section():
         for finding in record["findings"]:
             verdict = finding["verdict"].replace("holds", "**holds**").replace("fails", "**fails**")
             # A bar would end the cell.
-            cells = [x.replace("|", r"\|") for x in (finding["claim"], verdict, finding["evidence"])]
+            cells = [
+                x.replace("|", r"\|") for x in (finding["claim"], verdict, finding["evidence"])
+            ]
             assert f"| {' | '.join(cells)} |" in sections

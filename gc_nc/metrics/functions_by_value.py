@@ -7,7 +7,7 @@ import functools
 import operator
 import sys
 import types
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import jax
@@ -64,11 +64,7 @@ def _value_of(thing: Any, enclosing: tuple) -> Hashable:
         if isinstance(thing, types.FunctionType):
             return "recursion", [thing is other for other in enclosing].index(True)
         raise _NoValueError
-    enclosing = (*enclosing, thing)
-
-    def values_of(things):
-        return tuple(_value_of(one, enclosing) for one in things)
-
+    values_of = functools.partial(_values_of, (*enclosing, thing))
     if isinstance(thing, types.FunctionType):
         try:
             cells = [cell.cell_contents for cell in thing.__closure__ or ()]
@@ -90,6 +86,10 @@ def _value_of(thing: Any, enclosing: tuple) -> Hashable:
     if dataclasses.is_dataclass(thing) and type(thing).__hash__ not in (None, object.__hash__):
         return type(thing), values_of(getattr(thing, f.name) for f in dataclasses.fields(thing))
     raise _NoValueError
+
+
+def _values_of(enclosing: tuple, things: Iterable) -> tuple:
+    return tuple(_value_of(one, enclosing) for one in things)
 
 
 def _is_of_a_library(thing: Any) -> bool:

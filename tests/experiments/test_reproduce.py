@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from matplotlib.figure import Figure
 
 from experiments import launcher
 from experiments import reproduce as command_line
@@ -23,9 +24,6 @@ from gc_nc.sweeps.members import make_members, read_sweep
 from gc_nc.sweeps.sweep_directory import run_path
 from gc_nc.training import loop
 
-# Else each worker would train the runs again.
-pytestmark = pytest.mark.xdist_group("reproduce")
-
 CONFIGS = Path("experiments/configs/figures")
 SCALES = {(figure.sweep_at(s), s) for figure in FIGURES.values() for s in figure.cost}
 
@@ -34,6 +32,17 @@ def sweep_of(name, scale):
     file = f"{CONFIGS / name}.py:{scale}"
     base = launcher.config_of_file(file)
     return base.lock(), make_members(base, read_sweep(file))
+
+
+def save_nothing(figure, path, **options):
+    """Drawing takes up to two seconds."""
+    Path(path).write_bytes(b"\x89PNG\r\n\x1a\n")
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(request, monkeypatch):
+    if "draws_pictures" not in request.keywords:
+        monkeypatch.setattr(Figure, "savefig", save_nothing)
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +69,9 @@ def _smoke_runs(folder):
     return folder
 
 
+@pytest.mark.draws_pictures
 @pytest.mark.parametrize("number", FIGURES)
-def test_smoke(number, workdir):
+def test_smoke(number, workdir, monkeypatch):
     figure = FIGURES[number]
     base, members = sweep_of(figure.sweep, "smoke")
     record = reproduce.make_figure(figure, "smoke", workdir, members, base)
@@ -78,6 +88,7 @@ def test_smoke(number, workdir):
     page = write_report(workdir).read_text()
     assert html.escape(record["title"]) in page
     # The same again: what was measured is kept.
+    monkeypatch.setattr(Figure, "savefig", save_nothing)
     again = reproduce.make_figure(figure, "smoke", workdir, members, base)
     assert again["findings"] == record["findings"]
 

@@ -148,7 +148,6 @@ def test_hand_values():
     np.testing.assert_allclose(result.etf_error, expected, rtol=1e-5)
 
 
-@pytest.mark.compiled_quickly
 def test_s4_equal_means_are_not_collapse():
     stats = statistics([[-1.0], [1.0], [-1.0], [1.0]], [0, 0, 1, 1], 2)
     with pytest.warns(RuntimeWarning, match="two class means coincide: nc1"):
@@ -188,7 +187,6 @@ def test_means_on_a_line_are_legitimate(dim):
     np.testing.assert_allclose(nc1_jitted(stats), 1 / np.var([0, 2, 9.5]) / 3, rtol=1e-5)
 
 
-@pytest.mark.compiled_quickly
 def test_a_mean_at_the_centre_has_no_direction():
     stats = statistics([[-1.0], [0.0], [1.0]], [0, 1, 2], 3)
     with pytest.warns(RuntimeWarning, match="no direction"):
@@ -348,7 +346,6 @@ def test_gradients_at_a_simplex_etf_are_finite():
     assert np.isfinite(jit(jax.grad(total))(z.astype(np.float32))).all()
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.parametrize("num_present", [0, 1])
 def test_fewer_than_two_classes(num_present):
     stats = init_class_statistics(3, 2, scatter=True)
@@ -368,7 +365,6 @@ def test_fewer_than_two_classes(num_present):
     assert jax.jit(nearest_class_mean)(np.zeros((1, 2)), stats) == -1
 
 
-@pytest.mark.compiled_quickly
 def test_wrong_arguments_are_named():
     z, labels, head = example()
     stats = statistics(z, labels, 5)

@@ -160,7 +160,6 @@ def test_lanczos_that_breaks_down_after_a_few_steps(seed):
     np.testing.assert_allclose(top, 2, rtol=1e-5)
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.parametrize("loss_fn", [lambda p: jnp.float32(3.0), lambda p: jnp.sum(p["a"]) * 0])
 def test_a_constant_loss_is_flat(loss_fn):
     params = {"a": jnp.ones(4)}
@@ -181,7 +180,6 @@ def test_a_linear_loss_has_no_curvature_but_is_sharp():
     np.testing.assert_allclose(tiny, 1e-25, rtol=1e-5)
 
 
-@pytest.mark.compiled_quickly
 def test_a_loss_that_is_not_finite_gives_nan():
     def loss_fn(p):
         return jnp.sum(jnp.log(p))
@@ -191,7 +189,6 @@ def test_a_loss_that_is_not_finite_gives_nan():
     assert np.isnan(sam_sharpness(loss_fn, params))
 
 
-@pytest.mark.compiled_quickly
 def test_mixed_precision_parameters_are_cast_up():
     params = network_params()
     mixed = params | {"w2": jnp.asarray(params["w2"], jnp.bfloat16)}
@@ -207,7 +204,6 @@ def test_mixed_precision_parameters_are_cast_up():
         np.testing.assert_array_equal(value, measure(wide))
 
 
-@pytest.mark.compiled_quickly
 def test_a_stale_loss_is_not_kept():
     state = {"scale": 1.0}
 
@@ -220,7 +216,6 @@ def test_a_stale_loss_is_not_kept():
     assert squared_gradient_norm(loss_fn, params) == 32
 
 
-@pytest.mark.compiled_quickly
 def test_gradients_are_finite():
     params = network_params()
     for measure in (
@@ -232,7 +227,6 @@ def test_gradients_are_finite():
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
-@pytest.mark.compiled_quickly
 def test_wrong_arguments_are_named():
     params = {"w": jnp.ones(3), "steps": jnp.ones((), jnp.int32)}
 

@@ -94,7 +94,6 @@ def test_a_smaller_error_than_sampling_examples_can_give(problem):
     assert found == (found.mean, 0, 200, 0)
 
 
-@pytest.mark.compiled_quickly
 def test_small_and_degenerate_sets(problem):
     embed, x, _, _ = problem
     found = geometric_complexity_to_error(embed, x[:5], jax.random.key(0))
@@ -134,7 +133,6 @@ def test_covariates_that_do_not_vary_in_the_sample(problem, case):
         assert z_value(found, exact) < 4.5
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.parametrize("num_of_weight", [1, 60])
 def test_a_set_in_which_few_examples_carry_gc(problem, num_of_weight):
     # With all or nearly all examples drawn, nothing excuses a wrong standard error.
@@ -204,7 +202,6 @@ def test_probes_are_unbiased_for_every_example(problem):
     assert np.abs(z).max() < 4.5
 
 
-@pytest.mark.compiled_quickly
 def test_one_probe_is_exact_where_the_jacobian_points_along_the_embedding():
     direction = jnp.arange(1.0, 9)
 
@@ -232,7 +229,6 @@ def test_least_squares_is_that_of_the_textbook():
     np.testing.assert_allclose(fit.variance, 40 * hc3[0, 0], rtol=1e-9)
 
 
-@pytest.mark.compiled_quickly
 def test_one_product_is_exact_for_one_dimension(problem):
     embed, x, _, _ = problem
 

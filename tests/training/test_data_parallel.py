@@ -22,9 +22,6 @@ from gc_nc.training.placement import Placement
 from gc_nc.training.progress import Progress
 from gc_nc.training.run_setup import RunSetup
 
-# Else each worker would train the run on one device again.
-pytestmark = pytest.mark.xdist_group("data_parallel")
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -71,7 +68,7 @@ _ALONE = {}
 
 
 def alone(config, workdir):
-    """The run's directory on one device, trained once for all tests of a process."""
+    """The run's directory on one device, trained once for all tests of this file."""
     if not _ALONE:
         _ALONE["workdir"] = workdir.with_name("alone")
         loop.train(config, _ALONE["workdir"])
@@ -104,22 +101,16 @@ def assert_same_records(workdirs, tolerance=1e-5):
                     assert value == pytest.approx(expected[name], rel=tolerance, abs=1e-9), name
 
 
-def test_several_devices_train_the_same_network(long_run):
+def test_r3_several_devices_train_the_same_network_also_a_run_that_goes_on_on_others(long_run):
     config, workdir = long_run
-    loop.train(config, workdir, devices(8))
-    assert_same_run(config, workdir, alone(config, workdir))
-
-
-def test_r3_a_run_goes_on_on_another_number_of_devices(long_run):
-    config, workdir = long_run
-    # 4 devices are tested below, and 8 are compiled for above.
+    # 4 devices are tested below.
     for count, step in ((8, 5), (2, 10)):
         with signal_after(5), pytest.raises(loop.Interrupted, match=f"step {step};"):
             loop.train(config, workdir, devices(count))
-    loop.train(config, workdir, devices(1))
+    loop.train(config, workdir, devices(8))
     assert_same_run(config, workdir, alone(config, workdir))
-    # And the other way: what one device saved, in the placement of four.
-    state = last_state(config, workdir, count=4)
+    # And what one device saved, in the placement of four.
+    state = last_state(config, alone(config, workdir), count=4)
     assert all(len(leaf.sharding.device_set) == 4 for leaf in jax.tree.leaves(state))
 
 

@@ -20,9 +20,6 @@ from gc_nc.training.finished_run import open_run
 from gc_nc.transfer import nearest_mean_predictions, run_evaluation, transfer_results
 from gc_nc.transfer.run_evaluation import Protocol, evaluate_checkpoint, sample_tasks
 
-# Else each worker would train the runs again.
-pytestmark = pytest.mark.xdist_group("run_evaluation")
-
 NUM_CLASSES, PER_CLASS = 8, 9
 SOURCE = {"gc_examples": 8, "gc_probes": 2}
 

@@ -19,7 +19,7 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[2]
 
-LONG, SHORT = 2000, 100
+LONG, SHORT = 1000, 50
 # Two that are long enough to be preempted, at some hundred steps a second; then one that diverges.
 SWEEP = f"""[
     *grid({{"num_steps": [{LONG}], "seed": (0, 1)}}),

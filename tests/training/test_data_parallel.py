@@ -43,7 +43,7 @@ def long_run(folder_run):
     config.gc_penalty.batch_fraction = 0.5
     config.gc_penalty.every_steps = 1
     config.monitor.every_steps = 0
-    config.evaluation.every_steps = 10
+    config.evaluation.every_steps = 20
     # Neither divides the 19 and 5 examples of the splits, nor is divided by the devices.
     config.evaluation.batch_size = 3
     return config, workdir

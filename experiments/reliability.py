@@ -93,7 +93,9 @@ def _left_alone(workdir: Path) -> int | None:
     output, _ = process.communicate()
     if process.returncode:
         raise RuntimeError(f"a start failed: {output[-2000:]}")
-    return _step_gone_on_from(output)
+    step = _step_gone_on_from(output)
+    print(f"{workdir.name}: from step {step}, left alone", flush=True)
+    return step
 
 
 def _kill_once(

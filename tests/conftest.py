@@ -86,6 +86,7 @@ _COMPILED_WITH_CARE = (
     "test_collapse.py",
     "test_collapse_of_many_classes.py",
     "test_extremes.py",
+    "test_flatness.py",
 )
 
 

@@ -96,8 +96,8 @@ def hessian_top_eigenvalue(
     most the true one (up to rounding), which it reaches as `num_iterations` grows; it is exact
     after as many iterations as H has different eigenvalues. From a random start (arXiv 1901.10159
     does the same for whole spectra). Holds `num_iterations` vectors of the size of the parameters,
-    outside jit twice as many. Under jit on the CPU the products of a convolutional network are many
-    times slower than outside.
+    outside jit twice as many; its gradient holds their square, and is NaN where Lanczos ends early.
+    Under jit on the CPU the products of a convolutional network are many times slower than outside.
 
     Args:
       loss_fn: parameters to scalar loss.
@@ -115,12 +115,39 @@ def hessian_top_eigenvalue(
         raise ValueError(f"num_iterations={num_iterations} must be at least 1")
 
     compiled = _compile(loss_fn, params)
+    # Ours and not matfree's, whose loop is compiled whole: see hessian_trace.
+    if staged():
+        return compiled(params, key, measure=partial(_top_in_a_program, num_iterations))
     start = compiled(params, key, measure=_start_vector)
-    num_iterations = min(num_iterations, start.size)
 
     def product(vector):
         return compiled(params, vector, measure=_multiplied)
 
+    def host_loop(lower, upper, body, value):
+        for i in range(lower, upper):
+            value = body(i, value)
+        return value
+
+    return _top_eigenvalue(product, start, num_iterations, host_loop)
+
+
+def _start_vector(loss, theta, key):
+    del loss
+    return varying_like(jax.random.normal(key, theta.shape, theta.dtype), theta)
+
+
+def _multiplied(loss, theta, vector):
+    return _hessian_product(loss, theta)(vector)
+
+
+def _top_in_a_program(num_iterations, loss, theta, key):
+    start = _start_vector(loss, theta, key)
+    product = _hessian_product(loss, theta)
+    return _top_eigenvalue(product, start, num_iterations, jax.lax.fori_loop)
+
+
+def _top_eigenvalue(product, start, num_iterations, fori_loop):
+    num_iterations = min(num_iterations, start.size)
     # Lanczos squares the products, so they are brought near 1 first.
     size = jnp.max(jnp.abs(product(start)))
     scale = jnp.where(size == 0, 1, size)
@@ -129,22 +156,8 @@ def hessian_top_eigenvalue(
         return _add_vector(i, product(lanczos[0][i]) / scale, lanczos)
 
     lanczos = _first_vector(start, num_iterations=num_iterations)
-    # Ours and not matfree's, whose loop is compiled whole: see hessian_trace.
-    if staged():
-        lanczos = jax.lax.fori_loop(0, num_iterations, iterate, lanczos)
-    else:
-        for i in range(num_iterations):
-            lanczos = iterate(i, lanczos)
-    return scale * _top_ritz_value(lanczos[1])
-
-
-def _start_vector(loss, theta, key):
-    # Its product differs between devices where the loss does.
-    return varying_like(jax.random.normal(key, theta.shape, theta.dtype), loss(theta))
-
-
-def _multiplied(loss, theta, vector):
-    return _hessian_product(loss, theta)(vector)
+    _, projected = fori_loop(0, num_iterations, iterate, lanczos)
+    return scale * _top_ritz_value(projected)
 
 
 def _hessian_product(loss, theta):
@@ -170,9 +183,10 @@ def _add_vector(i, product, lanczos):
     # Twice: one pass leaves rounding along the earlier vectors.
     product = product - (vectors @ product) @ vectors
     length = jnp.linalg.norm(product)
-    # After the last vector there is no place for either.
+    # After the last vector there is no place for either. A length of 0 ends what counts.
     projected = projected.at[:, i].set(column.at[i + 1].set(length, mode="drop"))
-    return vectors.at[i + 1].set(product / length, mode="drop"), projected
+    following = product / jnp.where(length == 0, 1, length)
+    return vectors.at[i + 1].set(following, mode="drop"), projected
 
 
 def sam_sharpness(loss_fn: LossFn, params: Any, *, rho: float = 0.05) -> Float[Array, ""]:

@@ -158,6 +158,8 @@ def test_lanczos_that_breaks_down_after_a_few_steps(seed):
     loss_fn = jax.tree_util.Partial(lambda a, p: 0.5 * p @ a @ p, a)
     top = hessian_top_eigenvalue(loss_fn, jnp.zeros(60), jax.random.key(seed), num_iterations=50)
     np.testing.assert_allclose(top, 2, rtol=1e-5)
+    compiled = jax.jit(lambda p: hessian_top_eigenvalue(loss_fn, p, KEY, num_iterations=50))
+    np.testing.assert_allclose(compiled(jnp.zeros(60)), 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("loss_fn", [lambda p: jnp.float32(3.0), lambda p: jnp.sum(p["a"]) * 0])

@@ -203,6 +203,7 @@ def test_statistics_of_shards_merge_by_all_gather():
 @every_metric(of=lambda metric: metric.names == ("params",))
 def test_flatness_of_a_loss_over_shards(name, monkeypatch):
     arguments, whole = arguments_of(name), metric_table.loss
+    expected = program(name)(arguments)[0]
 
     def of_shard(params, inputs):
         def mean_loss(params):
@@ -215,7 +216,7 @@ def test_flatness_of_a_loss_over_shards(name, monkeypatch):
     mapped = jax.shard_map(of_shard, mesh=MESH, in_specs=specs, out_specs=PartitionSpec())
     value = jit(mapped)(arguments["params"], jnp.asarray(DATA["inputs"]))
     # atol: differences of losses and of Hessian entries.
-    assert_close(value, program(name)(arguments)[0], atol=1e-6)
+    assert_close(value, expected, atol=1e-6)
 
 
 def collapse(metric, params, inputs, labels):

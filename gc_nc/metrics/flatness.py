@@ -97,7 +97,7 @@ def hessian_top_eigenvalue(
     after as many iterations as H has different eigenvalues. From a random start (arXiv 1901.10159
     does the same for whole spectra). Holds `num_iterations` vectors of the size of the parameters,
     outside jit twice as many; its gradient holds their square, and is NaN where Lanczos ends early.
-    Under jit on the CPU the products of a convolutional network are many times slower than outside.
+    Under jit on the CPU a convolutional network's products are slower, as in `hessian_trace`.
 
     Args:
       loss_fn: parameters to scalar loss.

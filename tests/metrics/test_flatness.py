@@ -260,3 +260,23 @@ def test_wrong_arguments_are_named():
     for rho in (-0.1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=f"rho={rho} must be 0 or more"):
             sam_sharpness(loss_fn, params, rho=rho)
+
+
+@pytest.mark.parametrize("shared", ["parameters", "loss"])
+def test_top_eigenvalue_where_devices_share_the_parameters_or_the_loss(shared):
+    """Parameters that all have, under each one's part of a sum; or their own, under one mean."""
+    mesh = jax.sharding.Mesh(jax.devices()[:4], ("data",))
+    along, everywhere = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+    curvatures, own = jnp.asarray([1.0, 2, 3, 4]), shared == "loss"
+
+    def of_device(params, curvature):
+        def loss(params):
+            value = bowl(curvature[0], params)
+            return jax.lax.pmean(value, "data") if own else value
+
+        return hessian_top_eigenvalue(loss, params, KEY, num_iterations=2)[None]
+
+    spec = along if own else everywhere
+    mapped = jax.shard_map(of_device, mesh=mesh, in_specs=(spec, along), out_specs=spec)
+    found = jax.jit(mapped)(jnp.ones(12), curvatures)
+    np.testing.assert_allclose(found, curvatures / 4 if own else [10], rtol=1e-5)

@@ -10,12 +10,22 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from gc_nc.errors import InputError
+from gc_nc.models.mlp import MLP, MLP_STAGES
 from gc_nc.models.resnet import RESNET_STAGES, ResNet
 from gc_nc.models.vgg import VGG, VGG_STAGES
 
-MODEL_NAMES = ("vgg11", "vgg13", "resnet18", "resnet50")
+MODEL_NAMES = ("vgg11", "vgg13", "resnet18", "resnet50", "mlp")
 
-__all__ = ["MODEL_NAMES", "VGG", "Embedder", "ResNet", "build_model", "embed_fn", "layer_names"]
+__all__ = [
+    "MLP",
+    "MODEL_NAMES",
+    "VGG",
+    "Embedder",
+    "ResNet",
+    "build_model",
+    "embed_fn",
+    "layer_names",
+]
 
 
 def build_model(
@@ -32,7 +42,8 @@ def build_model(
       name: one of MODEL_NAMES.
       num_classes: C, the size of the head.
       width: multiplies the channels of every layer.
-      batch_norm: None for the architecture's default: none in VGG, BatchNorm in ResNet.
+      batch_norm: None for the architecture's default: none in VGG and MLP, BatchNorm in
+        ResNet.
       dtype: of the computation; parameters are float32.
 
     Raises:
@@ -46,6 +57,8 @@ def build_model(
         raise InputError(f"num_classes={num_classes} must be at least 1")
     if not (math.isfinite(width) and width > 0):
         raise InputError(f"width={width} must be a positive number, such as 0.25")
+    if name == "mlp":
+        return MLP(MLP_STAGES, num_classes, width, bool(batch_norm), dtype)
     family, depth = name.rstrip("0123456789"), int(name.lstrip("vgresnt"))
     if family == "vgg":
         return VGG(VGG_STAGES[depth], num_classes, width, bool(batch_norm), dtype)

@@ -76,12 +76,18 @@ def _convolve_small_map(x, kernel, strides, padding, precision):
     return jnp.stack(pixels, axis=1).reshape(batch, len(starts[0]), len(starts[1]), -1)
 
 
-class ConvNorm(nn.Module):
-    """Convolution with SAME padding, then BatchNorm or a bias.
+def batch_norm(*, train: bool, dtype: DTypeLike, name: str) -> nn.BatchNorm:
+    """BatchNorm with momentum 0.9 and epsilon 1e-5.
 
-    BatchNorm has momentum 0.9 and epsilon 1e-5; with train=False it uses running statistics, so
-    that examples do not mix.
+    With train=False it uses running statistics, so that examples do not mix.
     """
+    return nn.BatchNorm(
+        use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name
+    )
+
+
+class ConvNorm(nn.Module):
+    """Convolution with SAME padding, then `batch_norm` or a bias."""
 
     features: int
     kernel_size: int = 3
@@ -106,13 +112,7 @@ class ConvNorm(nn.Module):
             name="conv",
         )(x)
         if self.batch_norm:
-            x = nn.BatchNorm(
-                use_running_average=not train,
-                momentum=0.9,
-                epsilon=1e-5,
-                dtype=self.dtype,
-                name="norm",
-            )(x)
+            x = batch_norm(train=train, dtype=self.dtype, name="norm")(x)
         return x
 
 

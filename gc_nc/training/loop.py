@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import jax
 import jax.numpy as jnp
@@ -294,12 +294,12 @@ class _Run:
             self._checkpoints.keep_best(record["step"])
         return best
 
-    def _log_record(self, step: int, record: dict[str, jax.Array | float]) -> None:
+    def _log_record(self, step: int, record: dict[str, SupportsFloat]) -> None:
         fetched = {name: float(value) for name, value in jax.device_get(record).items()}
         self._check_finite(step, fetched.get("batch/total_loss", 0.0))
         self._log.write(step, fetched)
 
-    def _check_finite(self, step: int, total_loss: jax.Array | float) -> None:
+    def _check_finite(self, step: int, total_loss: SupportsFloat) -> None:
         if self._config.on_divergence == "stop" and not math.isfinite(total_loss):
             self._stop_diverged(f"the loss is {float(total_loss)} at step {step}")
 

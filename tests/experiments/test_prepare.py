@@ -6,12 +6,9 @@ import hashlib
 import http.server
 import io
 import struct
-import subprocess
-import sys
 import tarfile
 import tempfile
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +21,6 @@ from gc_nc.data import tfds_writer
 from gc_nc.errors import InputError
 
 TAR_NAME = "cifar-10-binary.tar.gz"
-CHECKOUT = Path(prepare.__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -208,15 +204,9 @@ def test_a_data_dir_without_permission_fails_before_the_download(tmp_path, monke
         (["--dataset=mnist", "--data_dir=DIR", "--archive=absent"], "absent does not exist"),
     ],
 )
-def test_command_line_errors(tmp_path, arguments, message):
-    result = subprocess.run(
-        [sys.executable, "-m", "experiments.prepare"]
-        + [argument.replace("DIR", str(tmp_path)) for argument in arguments],
-        capture_output=True,
-        check=False,
-        cwd=CHECKOUT,
-        text=True,
-    )
+def test_command_line_errors(run_command, tmp_path, arguments, message):
+    arguments = [argument.replace("DIR", str(tmp_path)) for argument in arguments]
+    result = run_command("experiments.prepare", *arguments)
     assert result.returncode == 2, result.stderr
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()

@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from experiments import reliability
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_2_kills(tmp_path):
     done = subprocess.run(
         [

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from experiments import launcher
 from experiments import reproduce as command_line
 from gc_nc.errors import InputError
-from gc_nc.models.vgg import VGG_STAGES
 from gc_nc.reproduction import reproduce
 from gc_nc.reproduction.catalogue import FIGURES, find_figure, listing
 from gc_nc.reproduction.figure_result import Context
@@ -42,24 +41,27 @@ def save_nothing(figure, path, **options):
 
 @pytest.fixture(autouse=True)
 def _no_pictures(request, monkeypatch):
-    if "draws_pictures" not in request.keywords:
+    if "slow" not in request.keywords:
         monkeypatch.setattr(Figure, "savefig", save_nothing)
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """Runs of a config that several sweeps have are trained once.
-
-    Their vgg11 has 3 of its 8 convolutions, as that of `tiny_run`.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(VGG_STAGES, 11, ((64,), (512, 512)))
-        yield _smoke_runs(tmp_path_factory.mktemp("figures"))
+    """The runs of the sweeps that the quick tests need. None of them may change it."""
+    return _smoke_runs(tmp_path_factory.mktemp("some"), ["vgg13_cifar10", "vgg13_cifar10_penalty"])
 
 
-def _smoke_runs(folder):
+@pytest.fixture(scope="module")
+def all_runs(tmp_path_factory):
+    """The runs of every figure's sweep."""
+    sweeps = sorted({figure.sweep for figure in FIGURES.values()})
+    return _smoke_runs(tmp_path_factory.mktemp("all"), sweeps)
+
+
+def _smoke_runs(folder, sweeps):
+    """Runs of a config that several sweeps have are trained once."""
     trained = {}
-    for name in sorted({figure.sweep for figure in FIGURES.values()}):
+    for name in sweeps:
         base, members = sweep_of(name, "smoke")
         reproduce.prepare(folder / name, members, base)
         for member in members:
@@ -70,27 +72,26 @@ def _smoke_runs(folder):
     return folder
 
 
-@pytest.mark.draws_pictures
+@pytest.mark.slow
 @pytest.mark.parametrize("number", FIGURES)
-def test_smoke(number, workdir, monkeypatch):
+def test_smoke(number, all_runs):
     figure = FIGURES[number]
     base, members = sweep_of(figure.sweep, "smoke")
-    record = reproduce.make_figure(figure, "smoke", workdir, members, base)
-    stored = json.loads((workdir / "figures" / f"figure_{number}.json").read_text())
+    record = reproduce.make_figure(figure, "smoke", all_runs, members, base)
+    stored = json.loads((all_runs / "figures" / f"figure_{number}.json").read_text())
     assert stored["number"] == number
     assert not stored["missing"]
     assert stored["num_runs"] == len(members)
     assert record["findings"]
     assert {f["verdict"] for f in stored["findings"]} <= {"holds", "fails", "cannot be told"}
     assert all(len(row) == len(stored["table"]["columns"]) for row in stored["table"]["rows"])
-    image = (workdir / "figures" / stored["image"]).read_bytes()
+    image = (all_runs / "figures" / stored["image"]).read_bytes()
     assert image.startswith(b"\x89PNG")
     assert len(image) > 10_000
-    page = write_report(workdir).read_text()
+    page = write_report(all_runs).read_text()
     assert html.escape(record["title"]) in page
     # The same again: what was measured is kept.
-    monkeypatch.setattr(Figure, "savefig", save_nothing)
-    again = reproduce.make_figure(figure, "smoke", workdir, members, base)
+    again = reproduce.make_figure(figure, "smoke", all_runs, members, base)
     assert again["findings"] == record["findings"]
 
 

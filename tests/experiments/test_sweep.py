@@ -19,34 +19,27 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def sweep_of(tmp_path, tiny_run):
-    """The command line of a sweep of tiny runs; get_sweep's return value is given as text."""
+    """Flags for a sweep of tiny runs; get_sweep's return value is given as text."""
     config, _ = tiny_run
 
     def command(sweep, *arguments):
         path = tmp_path / "sweep_config.py"
         path.write_text(CONFIG.format(data=config.data.data_dir, num_steps=4, sweep=sweep))
-        return [
-            *(sys.executable, "-m", "experiments.sweep"),
-            *(f"--config={path}", f"--workdir={tmp_path / 'sweep'}", *arguments),
-        ]
+        return [f"--config={path}", f"--workdir={tmp_path / 'sweep'}", *arguments]
 
     command.workdir = tmp_path / "sweep"
     return command
 
 
-def start(command):
+def start(arguments):
     return subprocess.Popen(
-        command,
+        [sys.executable, "-m", "experiments.sweep", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
         start_new_session=True,
     )
-
-
-def run(command):
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
 def test_sweeps_of_configs_are_valid():
@@ -58,6 +51,7 @@ def test_sweeps_of_configs_are_valid():
     assert sizes == {"digits": 12}
 
 
+@pytest.mark.slow
 def test_two_sweeps_at_once_share_the_members_and_a_failure_stops_none(sweep_of):
     command = sweep_of('[{"data.data_dir": "missing.npz"}] + grid({"seed": (1, 2)})')
     sweeps = start(command), start(command)
@@ -90,8 +84,8 @@ def test_two_sweeps_at_once_share_the_members_and_a_failure_stops_none(sweep_of)
         ("None", [], "must return overrides in a list, not None"),
     ],
 )
-def test_a_mistake_is_one_line_and_nothing_starts(sweep_of, sweep, arguments, message):
-    done = run(sweep_of(sweep, *arguments))
+def test_a_mistake_is_one_line_and_nothing_starts(run_command, sweep_of, sweep, arguments, message):
+    done = run_command("experiments.sweep", *sweep_of(sweep, *arguments))
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert done.stderr.startswith("error: ")
@@ -99,6 +93,7 @@ def test_a_mistake_is_one_line_and_nothing_starts(sweep_of, sweep, arguments, me
     assert not sweep_of.workdir.exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_has_the_members_save(sweep_of):
     command = sweep_of(
         'grid({"seed": (0, 1, 2)})', "--max_parallel=2", "--config.num_steps=1000000"

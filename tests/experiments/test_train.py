@@ -37,6 +37,7 @@ def tiny_arguments(tiny_run, *overrides):
         f"--workdir={workdir}",
         "--config.data.source=npz",
         f"--config.data.data_dir={config.data.data_dir}",
+        "--config.model.name=mlp",
         "--config.model.width=0.02",
         "--config.batch_size=2",
         "--config.num_steps=8",
@@ -45,49 +46,6 @@ def tiny_arguments(tiny_run, *overrides):
 
 
 DIGITS = "--config=experiments/configs/digits.py"
-
-# Each line on stdin is the arguments of one `python -m experiments.train`, in a process of its own
-# that has imported JAX already: that alone takes two seconds.
-SERVER = """
-import json, os, runpy, sys, warnings
-import gc_nc.training.loop, ml_collections.config_flags
-# JAX warns of any fork; no backend has started here.
-warnings.filterwarnings("ignore", "os.fork")
-for line in sys.stdin:
-    arguments, folder = json.loads(line)
-    pid = os.fork()
-    if pid == 0:
-        for number, name in ((1, "stdout"), (2, "stderr")):
-            os.dup2(os.open(f"{folder}/{name}", os.O_CREAT | os.O_WRONLY), number)
-        sys.argv[1:] = arguments
-        runpy.run_module("experiments.train", run_name="__main__", alter_sys=True)
-        os._exit(0)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    print(code, flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def quick_run(tmp_path_factory):
-    """`run` for commands that end before a backend starts."""
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-
-    def run_forked(*arguments):
-        folder = tmp_path_factory.mktemp("output")
-        server.stdin.write(json.dumps([arguments, str(folder)]) + "\n")
-        server.stdin.flush()
-        code = int(server.stdout.readline())
-        texts = [(folder / name).read_text() for name in ("stdout", "stderr")]
-        return subprocess.CompletedProcess(arguments, code, *texts)
-
-    yield run_forked
-    server.communicate()
 
 
 # More overrides are in test_overrides.py, in process.
@@ -125,9 +83,9 @@ def quick_run(tmp_path_factory):
         ),
     ],
 )
-def test_r7_r8_a_mistake_is_one_line_and_exit_code_2(quick_run, arguments, message):
+def test_r7_r8_a_mistake_is_one_line_and_exit_code_2(run_command, arguments, message):
     # The first as a user gives it, imports and all.
-    done = (quick_run if arguments else run)(*arguments)
+    done = run_command("experiments.train", *arguments) if arguments else run()
     assert done.returncode == launcher.EXIT_BAD_INPUT
     assert message in done.stderr
     assert done.stderr.startswith("error: ")
@@ -162,6 +120,7 @@ def test_r7_overrides_reach_the_run_and_r6_half_a_slurm_shell_starts(tiny_run):
     assert again.stdout.splitlines() == done.stdout.splitlines()[-len(again.stdout.splitlines()) :]
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(tiny_run):
     _, workdir = tiny_run
     arguments = tiny_arguments(

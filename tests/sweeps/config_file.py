@@ -8,6 +8,7 @@ def get_config():
     config = default_config()
     config.data.source = "npz"
     config.data.data_dir = {data!r}
+    config.model.name = "mlp"
     config.model.width = 0.02
     config.batch_size = 2
     config.optimizer.learning_rate = 0.1

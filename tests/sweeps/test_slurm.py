@@ -13,6 +13,7 @@ from tests.sweeps.config_file import CONFIG
 from tests.sweeps.one_node_slurm import one_node_slurm, why_not
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.slurm,
     pytest.mark.skipif(bool(why_not()), reason=f"no Slurm: {why_not()}"),
 ]

@@ -101,6 +101,7 @@ def assert_same_records(workdirs, tolerance=1e-5):
                     assert value == pytest.approx(expected[name], rel=tolerance, abs=1e-9), name
 
 
+@pytest.mark.slow
 def test_r3_several_devices_train_the_same_network_also_a_run_that_goes_on_on_others(long_run):
     config, workdir = long_run
     # 4 devices are tested below.
@@ -168,10 +169,8 @@ TWO_PROCESSES = """
 import itertools, json, os, signal, sys
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
-from gc_nc.models.vgg import VGG_STAGES
 from gc_nc.training import hosts, loop
 from gc_nc.training.configuration import default_config
-VGG_STAGES[11] = ((64,), (512, 512))
 path, workdir, address, number, signal_after = sys.argv[1:]
 hosts.join_processes("auto", address, 2, int(number))
 assert jax.process_count() == 2 and jax.device_count() == 4
@@ -222,6 +221,7 @@ def run_two_processes(config, workdir, signal_after=0):
     return [output for output, _ in outputs]
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_network(long_run):
     """From streamed images, of which each process reads its part; the one alone has them all.
 

@@ -55,7 +55,6 @@ def unbroken(tiny_run):
     return _UNBROKEN
 
 
-@pytest.mark.draws_pictures
 def test_a_run_writes_everything_and_a_second_start_nothing(tiny_run, capsys):
     config, workdir = tiny_run
     results = loop.train(config, workdir)
@@ -389,6 +388,8 @@ def test_a_workdir_that_cannot_serve(tiny_run, prepare, message):
 )
 def test_bad_input_leaves_nothing_behind(tiny_run, key, value, message):
     config, workdir = tiny_run
+    # Wide enough to be too wide.
+    config.model.name = "vgg11"
     config.update_from_flattened_dict({key: value})
     with pytest.raises(InputError, match=message):
         loop.train(config, workdir)

@@ -29,7 +29,7 @@ def evaluations(values, count=3):
 # Warnings are errors here: an axis that cannot be logarithmic would warn.
 @pytest.mark.parametrize(
     ("values", "count"),
-    [([0.0], 3), ([np.nan], 3), ([np.inf, 1.0], 3), ([1e-30, 1e30], 3), ([5.0], 1)],
+    [([0.0], 3), ([np.inf, np.nan, 1.0], 3), ([1e-30, 1e30], 3), ([5.0], 1)],
 )
 def test_draws_whatever_was_measured(tmp_path, values, count):
     path = tmp_path / "figures" / "run.png"

@@ -18,9 +18,9 @@ def check_scale(scale: str, has: tuple[str, ...]) -> None:
 
 
 def smoke_config() -> ConfigDict:
-    """A narrow VGG-11 on few of the embedded digits for a few steps: no result, only the way.
+    """A narrow one-layer network on a few of the embedded digits, for a few steps.
 
-    The same for every figure, so that what a figure does with its runs is tried and not a network.
+    It checks the pipeline of every figure; the numbers mean nothing.
     """
     config = default_config()
     config.data.classes.split = "random"
@@ -28,6 +28,7 @@ def smoke_config() -> ConfigDict:
     config.data.train_images_per_class = 16
     config.data.test_images_per_class = 8
     config.data.held_images_per_class = 30
+    config.model.name = "mlp"
     config.model.width = 0.1
     config.batch_size = 16
     config.num_steps = 12

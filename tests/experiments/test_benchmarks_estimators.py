@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from absl import flags
 from absl.testing import flagsaver
 
@@ -9,6 +10,7 @@ from experiments.benchmarks import estimators
 from gc_nc.training import loop
 
 
+@pytest.mark.slow
 def test_one_json_object_a_row_and_a_picture(tiny_run, tmp_path, capsys, monkeypatch):
     config, workdir = tiny_run
     loop.train(config, workdir)

@@ -171,6 +171,7 @@ def test_the_sign_of_every_claim(figure, way, verdict, synthetic):
     assert {f.verdict for f in together} == {"holds"}
 
 
+@pytest.mark.slow
 def test_the_bound_of_proposition_5_1_and_its_factor(workdir):
     figure = FIGURES["3"]
     base, members = sweep_of(figure.sweep, "smoke")
@@ -184,6 +185,7 @@ def test_the_bound_of_proposition_5_1_and_its_factor(workdir):
         assert row[bound] == pytest.approx(16 * 4 * (1 + 2 / 16) * row[nc])
 
 
+@pytest.mark.slow
 def test_measurements_of_other_options_are_not_taken(workdir, tmp_path):
     figure = FIGURES["E2"]
     base, members = sweep_of(figure.sweep, "smoke")

@@ -94,7 +94,7 @@ def test_r7_r8_a_mistake_is_one_line_and_exit_code_2(run_command, arguments, mes
     assert not (ROOT / "x").exists()
 
 
-def test_r7_overrides_reach_the_run_and_r6_half_a_slurm_shell_starts(tiny_run):
+def test_r7_overrides_reach_the_run_and_r6_half_a_slurm_shell_starts(tiny_run, run_command):
     _, workdir = tiny_run
     arguments = tiny_arguments(
         tiny_run,
@@ -115,7 +115,7 @@ def test_r7_overrides_reach_the_run_and_r6_half_a_slurm_shell_starts(tiny_run):
     assert config["stop_after_epochs_at_full_accuracy"] == 0.5
     assert config["schedule"]["boundaries"] == [0.2, 0.4]
     assert config["model"]["batch_norm"] is True
-    again = run(*arguments)
+    again = run_command("experiments.train", *arguments)
     assert again.returncode == 0
     assert again.stdout.splitlines() == done.stdout.splitlines()[-len(again.stdout.splitlines()) :]
 

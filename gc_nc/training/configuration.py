@@ -178,6 +178,10 @@ def default_config() -> ConfigDict:
             "on_divergence": "stop",
             # Stop once training accuracy was 1.0 at every evaluation for so many epochs.
             "stop_after_epochs_at_full_accuracy": config_dict.placeholder(float),
+            # Stop at the first evaluation after step 0 whose train/loss, the mean cross-entropy of
+            # all training images, is at most so much: runs that are to be compared at equal fit.
+            # One that never gets there ends after num_steps; results.json says which it was.
+            "stop_at_train_loss": config_dict.placeholder(float),
         }
     ).lock()
 
@@ -339,6 +343,8 @@ def check_config(config: ConfigDict) -> None:
         ("stop_after_epochs_at_full_accuracy", 0),
     ):
         require(key, flat[key] is None or flat[key] >= least, f"at least {least}, or left out")
+    enough = flat["stop_at_train_loss"]
+    require("stop_at_train_loss", enough is None or enough > 0, "above 0, or left out")
     require("data.num_classes", (flat["data.num_classes"] or 0) <= 10**6, "at most 1000000")
     require("data.image_size", (flat["data.image_size"] or 0) <= 1024, "at most 1024")
     require("data.holdout", 0 < flat["data.holdout"] < 1, "between 0 and 1")

@@ -10,7 +10,7 @@ class Decisions:
     """Depends on the evaluations alone, so that a run that goes on decides as an unbroken one.
 
     Attributes:
-      stopped_by: "num_steps" or "terminal_phase" once the run is done, else None.
+      stopped_by: "num_steps", "train_loss" or "terminal_phase" once the run is done, else None.
     """
 
     def __init__(self, config: ConfigDict, num_examples: int):
@@ -28,7 +28,11 @@ class Decisions:
             self._full_accuracy_since = None
         elif self._full_accuracy_since is None:
             self._full_accuracy_since = step
-        if step == self._config.num_steps:
+        enough = self._config.stop_at_train_loss
+        # First, so that a run that gets there at its last step is known to have got there.
+        if enough is not None and step and record["train/loss"] <= enough:
+            self.stopped_by = "train_loss"
+        elif step == self._config.num_steps:
             self.stopped_by = "num_steps"
         elif limit is not None and self._full_accuracy_since is not None:
             examples = (step - self._full_accuracy_since) * self._config.batch_size

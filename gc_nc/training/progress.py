@@ -67,6 +67,7 @@ def results_table(results: dict) -> str:
     """The last evaluation of a finished run, a metric a line."""
     reason = {
         "num_steps": "all steps done",
+        "train_loss": "training loss was as low as asked",
         "terminal_phase": "training accuracy stayed at 1.0 as long as asked",
     }[results["stopped_by"]]
     lines = [

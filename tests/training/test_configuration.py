@@ -66,6 +66,7 @@ def test_misspelt_and_missing_keys_of_a_config_file():
         ("evaluation.gc_probes", 0, "gc_probes=0 must be at least 1"),
         ("data.num_classes", 1, "num_classes=1 must be at least 2, or left out"),
         ("stop_after_epochs_at_full_accuracy", -1.0, "must be at least 0, or left out"),
+        ("stop_at_train_loss", 0.0, "stop_at_train_loss=0.0 must be above 0, or left out"),
     ],
 )
 def test_bad_values_are_named(key, value, message):

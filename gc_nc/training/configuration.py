@@ -116,8 +116,12 @@ def default_config() -> ConfigDict:
                 # Plain SGD unless momentum is above 0.
                 "learning_rate": 0.05,
                 "momentum": 0.0,
-                # The loss gains l2 / 2 times the sum of all squared parameters.
+                # The loss gains l2 / 2 times the sum of all squared parameters: coupled decay,
+                # whose gradient goes through the momentum.
                 "l2": 0.0,
+                # Each step also takes learning_rate * decoupled_decay times the parameters off
+                # them, outside of loss, gradient and momentum (SGDW, arXiv 1711.05101).
+                "decoupled_decay": 0.0,
             },
             "gc_penalty": {
                 # The loss gains weight times the GC of the batch. 0: no penalty, at no cost.
@@ -281,6 +285,7 @@ def check_config(config: ConfigDict) -> None:
         "data.crop_padding",
         "data.classes.seed",
         "optimizer.l2",
+        "optimizer.decoupled_decay",
         "gc_penalty.weight",
         "monitor.every_steps",
         "schedule.factor",

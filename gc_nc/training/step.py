@@ -41,8 +41,27 @@ class TrainState:
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """SGD, with momentum if it is above 0, under the configured learning-rate schedule."""
-    return optax.sgd(learning_rate_schedule(config), config.optimizer.momentum or None)
+    """SGD, with momentum if it is above 0, under the configured learning-rate schedule.
+
+    With gradient g_t of the loss (its L2 term included), learning rate r_t, momentum b and
+    decoupled decay d:
+
+      m_t = b m_(t-1) + g_t,  theta_t = theta_(t-1) - r_t (m_t + d theta_(t-1))
+
+    SGDW of Loshchilov and Hutter (arXiv 1711.05101), whose schedule multiplier is r_t here, as in
+    PyTorch's AdamW. The L2 term differs from it in that its gradient goes through the momentum
+    too; without momentum they are the same. All parameters decay, as all are in the L2 term. Decay
+    0 has the state and the program of plain SGD.
+    """
+    rate, momentum = learning_rate_schedule(config), config.optimizer.momentum or None
+    decay = config.optimizer.decoupled_decay
+    if not decay:
+        return optax.sgd(rate, momentum)
+    return optax.chain(
+        optax.trace(momentum) if momentum else optax.identity(),
+        optax.add_decayed_weights(decay),
+        optax.scale_by_learning_rate(rate),
+    )
 
 
 def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
@@ -90,8 +109,8 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def l2_penalty(params: dict) -> jax.Array:
     """Half the sum of all squared parameters: its gradient is the parameters themselves.
 
-    Times the coefficient it is the term of the loss that the paper calls L2 regularisation; under
-    plain SGD the coefficient acts as what other libraries call weight decay.
+    Times the coefficient it is the term of the loss that the paper calls L2 regularisation, coupled
+    decay: its gradient goes through the momentum. `make_optimizer` has the decoupled one.
     """
     return 0.5 * jax.tree.reduce(
         operator.add, jax.tree.map(lambda p: jnp.sum(p.astype(jnp.float32) ** 2), params)

@@ -210,8 +210,9 @@ def test_r7_values_are_taken_as_their_type(argument, key, expected):
         ),
         (
             ["optimizer={'learning_rate': 'a', 'momentum': 0.0, 'l2': 0.0}"],
-            "config.optimizer is a group of keys; set config.optimizer.l2,"
-            " config.optimizer.learning_rate, config.optimizer.momentum one by one",
+            "config.optimizer is a group of keys; set config.optimizer.decoupled_decay,"
+            " config.optimizer.l2, config.optimizer.learning_rate, config.optimizer.momentum one"
+            " by one",
         ),
         (
             ["data.name", "num_steps=3"],

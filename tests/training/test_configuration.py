@@ -45,6 +45,7 @@ def test_misspelt_and_missing_keys_of_a_config_file():
         ("optimizer.learning_rate", 0.0, "learning_rate=0.0 must be above 0"),
         ("optimizer.momentum", 1.0, r"momentum=1.0 must be in \[0, 1\)"),
         ("optimizer.l2", -1e-4, "l2=-0.0001 must be at least 0"),
+        ("optimizer.decoupled_decay", -0.1, "decoupled_decay=-0.1 must be at least 0"),
         ("model.width", float("inf"), "width=inf must be a finite number"),
         ("model.width", 101.0, "width=101.0 must be above 0 and at most 100"),
         ("data.num_classes", 10**7, "num_classes=10000000 must be at most 1000000"),

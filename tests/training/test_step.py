@@ -145,3 +145,58 @@ def test_momentum():
     for expected in (-1.0, -1.5):
         update, opt_state = optimizer.update(jnp.ones(()), opt_state, params)
         assert update == expected
+
+
+def decaying(decay, momentum=0.0):
+    config = default_config()
+    config.num_steps = 4
+    config.optimizer.learning_rate = 0.5
+    config.optimizer.momentum = momentum
+    config.optimizer.decoupled_decay = decay
+    config.schedule.name = "step"
+    config.schedule.boundaries = (0.5,)
+    return make_optimizer(config)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_decoupled_decay_is_outside_of_gradient_and_momentum(momentum):
+    optimizer = decaying(0.3, momentum)
+    params = {"w": jnp.array([1.0, -2.0]), "b": jnp.array(3.0)}
+    state = optimizer.init(params)
+    gradients = np.random.default_rng(0).normal(size=(4, 3))
+    w, m = np.array([1.0, -2.0, 3.0]), np.zeros(3)
+    for rate, g in zip((0.5, 0.5, 0.05, 0.05), gradients, strict=True):
+        m = momentum * m + g
+        w = w - rate * m - rate * 0.3 * w
+        given = {"w": jnp.asarray(g[:2], jnp.float32), "b": jnp.float32(g[2])}
+        updates, state = optimizer.update(given, state, params)
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose([*params["w"], params["b"]], w, rtol=1e-5)
+
+
+def test_without_momentum_decoupled_decay_is_l2():
+    states = []
+    for l2, decay in ((0.3, 0.0), (0.0, 0.3)):
+        optimizer = decaying(decay)
+        step = jax.jit(step_fn(l2=l2, optimizer=optimizer))
+        state = state_of(optimizer)
+        for i in range(3):
+            state, _ = step(state, SPLIT, ORDER, 2 * i, jax.random.key(0))
+        states.append(state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *states)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_decay_0_is_plain_sgd_whose_checkpoints_it_reads(momentum):
+    params = {"w": jnp.array([1.0, -2.0])}
+    schedule = optax.piecewise_constant_schedule(0.5, {2: 0.1})
+    programs = [
+        jax.jit(optimizer.update).lower(params, optimizer.init(params), params).as_text()
+        for optimizer in (decaying(0.0, momentum), optax.sgd(schedule, momentum or None))
+    ]
+    assert programs[0] == programs[1]
+    plain, here = (
+        jax.tree.structure(optimizer.init(params))
+        for optimizer in (optax.sgd(schedule, momentum or None), decaying(0.0, momentum))
+    )
+    assert plain == here

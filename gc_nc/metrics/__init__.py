@@ -21,6 +21,11 @@ from gc_nc.metrics.class_statistics import (
 )
 from gc_nc.metrics.collapse import cdnv_matrix, geometric_collapse, neural_collapse
 from gc_nc.metrics.collapse_geometry import NC2, nc1, nc2, nc3
+from gc_nc.metrics.embedding_scale import (
+    relative_geometric_complexity,
+    squared_class_distance,
+    squared_embedding_norm,
+)
 from gc_nc.metrics.flatness import (
     hessian_top_eigenvalue,
     hessian_trace,
@@ -67,7 +72,10 @@ __all__ = [
     "neural_collapse",
     "neural_collapse_bound",
     "poincare_constant",
+    "relative_geometric_complexity",
     "sam_sharpness",
+    "squared_class_distance",
+    "squared_embedding_norm",
     "squared_gradient_norm",
     "update_class_statistics",
 ]

@@ -183,6 +183,17 @@ def _collapse(statistics, gc):
     return metrics.neural_collapse(statistics), metrics.geometric_collapse(gc, statistics)
 
 
+# A program of its own, so that what is measured beside it rounds as it always did.
+@jax.jit
+def embedding_scale(statistics, gc):
+    """The size of the embeddings and GC relative to it, by their keys in metrics.jsonl."""
+    return {
+        "squared_embedding_norm": metrics.squared_embedding_norm(statistics),
+        "squared_class_distance": metrics.squared_class_distance(statistics),
+        "relative_geometric_complexity": metrics.relative_geometric_complexity(gc, statistics),
+    }
+
+
 def evaluate_split(
     model: nn.Module,
     variables: dict,
@@ -196,7 +207,7 @@ def evaluate_split(
     gc_probes: int,
     placement: Placement | None = None,
 ) -> dict[str, float]:
-    """Accuracy, loss, NC and geometric collapse over the whole split, and GC on a subset of it.
+    """Accuracy, loss, NC, collapse and scale over the whole split, and GC on a subset of it.
 
     Args:
       model: gives (logits, embedding).
@@ -211,8 +222,9 @@ def evaluate_split(
       placement: devices that divide the work; None for the one the split is on.
 
     Returns:
-      accuracy, loss, neural_collapse, geometric_collapse, geometric_complexity and
-      geometric_complexity_sem as Python floats.
+      accuracy, loss, neural_collapse, geometric_collapse, geometric_complexity,
+      geometric_complexity_sem, squared_embedding_norm, squared_class_distance and
+      relative_geometric_complexity as Python floats.
     """
     num_examples = split.labels.shape[0]
     batch_size = min(batch_size, num_examples)
@@ -242,6 +254,7 @@ def evaluate_split(
             "geometric_collapse": geometric_collapse,
             "geometric_complexity": gc.mean,
             "geometric_complexity_sem": gc.sem,
+            **embedding_scale(sums.statistics, gc.mean),
         }
     )
     # In Python, so that accuracy is 1.0 exactly when every example is right.

@@ -17,6 +17,7 @@ from gc_nc.data.device_batches import Normalization, normalize
 from gc_nc.models import embed_fn
 from gc_nc.training.evaluation import (
     device_batches,
+    embedding_scale,
     evaluation_sums,
     forward_batch,
     gc_subset,
@@ -146,12 +147,13 @@ def measure_split(
 
     Over all examples: accuracy, loss (mean cross-entropy), neural_collapse, nc1, nc2_equinorm,
     nc2_equiangle, nc2_maximal_angle, nc2_etf_error, nc3, nc4 (to the class means of this same
-    split), nearest_mean_error_bound (of neural_collapse, exact means) and num_classes_present.
+    split), squared_embedding_norm, squared_class_distance, nearest_mean_error_bound (of
+    neural_collapse, exact means) and num_classes_present.
 
-    On a random subset: geometric_complexity and its _sem (output probes), geometric_collapse with
-    that GC, and poincare_constant, a lower estimate that holds the NC bound on this split by
-    construction. Where a class has no example in the subset its GC is unknown and
-    poincare_constant is NaN; `note` names it.
+    On a random subset: geometric_complexity and its _sem (output probes), geometric_collapse and
+    relative_geometric_complexity with that GC, and poincare_constant, a lower estimate that holds
+    the NC bound on this split by construction. Where a class has no example in the subset its GC is
+    unknown and poincare_constant is NaN; `note` names it.
 
     On `flatness_examples` of the same random order, for the mean cross-entropy without L2 term and
     with running statistics: squared_gradient_norm, sam_sharpness, hessian_trace and its _sem (over
@@ -241,6 +243,7 @@ def measure_split(
         "geometric_complexity": gc,
         "geometric_complexity_sem": jnp.std(norms, ddof=1) / np.sqrt(len(subset)),
         **collapse,
+        **jax.device_get(embedding_scale(statistics, gc)),
         "nc4": num_differing / num_examples,
         "nearest_mean_error_bound": metrics.nearest_mean_error_bound(
             collapse["neural_collapse"], num_present

@@ -170,6 +170,11 @@ METRICS = {
     "geometric_collapse": Metric(
         lambda stats, gc: metrics.geometric_collapse(gc, stats), "stats gc"
     ),
+    "relative_geometric_complexity": Metric(
+        lambda stats, gc: metrics.relative_geometric_complexity(gc, stats), "stats gc"
+    ),
+    "squared_class_distance": Metric(lambda stats: metrics.squared_class_distance(stats), "stats"),
+    "squared_embedding_norm": Metric(lambda stats: metrics.squared_embedding_norm(stats), "stats"),
     "nc1": Metric(lambda stats: metrics.nc1(stats), "stats"),
     "nc2": Metric(lambda stats: metrics.nc2(stats), "stats"),
     "nc3": Metric(lambda stats, head_kernel: metrics.nc3(stats, head_kernel), "stats head_kernel"),

@@ -58,6 +58,13 @@ def test_equals_numpy_over_the_whole_split_whatever_the_batch(batch_size):
         measured["geometric_complexity"] / 2 * np.sum(1 / np.array(distances)),
         terms,
     )
+    np.testing.assert_allclose(measured["squared_embedding_norm"], (z**2).sum(1).mean(), rtol=1e-4)
+    np.testing.assert_allclose(measured["squared_class_distance"], np.mean(distances), rtol=1e-4)
+    np.testing.assert_allclose(
+        measured["relative_geometric_complexity"],
+        measured["geometric_complexity"] / np.mean(distances),
+        rtol=1e-4,
+    )
 
 
 def test_gc_is_that_of_the_subset():

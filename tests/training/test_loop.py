@@ -76,6 +76,9 @@ def test_a_run_writes_everything_and_a_second_start_nothing(tiny_run, capsys):
             "geometric_collapse",
             "geometric_complexity",
             "geometric_complexity_sem",
+            "squared_embedding_norm",
+            "squared_class_distance",
+            "relative_geometric_complexity",
         ):
             assert results["metrics"][f"{split}/{name}"] == last[f"{split}/{name}"]
     assert results["stopped_by"] == "num_steps"

@@ -1,0 +1,77 @@
+"""The size of an embedding, and geometric complexity relative to it.
+
+An embedding a times as large has a^2 times the geometric complexity, the same neural collapse and
+the same geometric collapse: GC alone does not tell a smooth embedding from a small one.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from gc_nc.array_types import Array, as_scalar
+from gc_nc.metrics.class_statistics import ClassStatistics
+from gc_nc.metrics.collapse import checked_pairs, squared_distances
+
+
+def squared_embedding_norm(stats: ClassStatistics) -> Float[Array, ""]:
+    """Mean over examples of |z|^2 = sum_i (n_i |mu_i|^2 + S_i) / sum_i n_i.
+
+    In (embedding unit)^2. It depends on where the origin lies; `squared_class_distance` does not.
+
+    Args:
+      stats: gathered over the embeddings.
+
+    Returns:
+      Scalar; NaN of no example.
+    """
+    present = stats.present
+    means = jnp.where(present[:, None], stats.means, 0)
+    # Averages throughout: sums over many examples lose digits, or leave the range of float32.
+    shares = stats.counts / jnp.sum(stats.counts)
+    squares = jnp.sum(means**2, axis=1) + jnp.where(present, stats.variances, 0)
+    return jnp.sum(shares * squares)
+
+
+def squared_class_distance(stats: ClassStatistics) -> Float[Array, ""]:
+    """1 / (k (k - 1)) sum over ordered pairs i != j of |mu_i - mu_j|^2.
+
+    The mean squared distance of two class means, in (embedding unit)^2; k is the number of classes
+    that have an example.
+
+    Args:
+      stats: gathered over the embeddings.
+
+    Returns:
+      Scalar; 0 where all class means are equal.
+
+    Raises:
+      ValueError: fewer than two classes have an example (outside jit; under jit NaN).
+    """
+    pairs = checked_pairs(stats)
+    num_pairs = jnp.sum(pairs)
+    # Averaged term by term: their sum may leave the range of float32.
+    shares = jnp.where(pairs, squared_distances(stats), 0) / jnp.maximum(num_pairs, 1)
+    return jnp.where(num_pairs == 0, jnp.nan, jnp.sum(shares))
+
+
+def relative_geometric_complexity(
+    gc: Float[Array, ""] | float, stats: ClassStatistics
+) -> Float[Array, ""]:
+    """GC / (mean squared distance of two class means): GC of an embedding of unit size.
+
+    Unlike GC the same for an embedding of any scale, as geometric collapse is: that one is k times
+    GC over the harmonic mean of the same squared distances, this one is GC over their arithmetic
+    mean, which no close pair of classes can drive up. In 1 / (input unit)^2. It is at most
+    1 / k times geometric collapse.
+
+    Args:
+      gc: geometric complexity of the embedding whose class statistics are `stats`; a scalar.
+      stats: gathered over the embeddings.
+
+    Returns:
+      Scalar; inf where all class means are equal (NaN if gc is 0 as well).
+
+    Raises:
+      ValueError: a `gc` that is no scalar or (outside jit; under jit NaN) negative; fewer than two
+        classes have an example (outside jit; under jit NaN).
+    """
+    return as_scalar(gc, "gc") / squared_class_distance(stats)

@@ -21,6 +21,7 @@ from gc_nc.metrics.class_statistics import (
 )
 from gc_nc.metrics.collapse import cdnv_matrix, geometric_collapse, neural_collapse
 from gc_nc.metrics.collapse_geometry import NC2, nc1, nc2, nc3
+from gc_nc.metrics.directional_collapse import directional_cdnv
 from gc_nc.metrics.embedding_scale import (
     relative_geometric_complexity,
     squared_class_distance,
@@ -52,6 +53,7 @@ __all__ = [
     "PlannedEstimate",
     "cdnv_matrix",
     "class_geometric_complexity",
+    "directional_cdnv",
     "estimate_geometric_complexity",
     "estimate_jacobian_norms",
     "geometric_collapse",

@@ -323,6 +323,11 @@ def _embed_batch(variables, split, start, **static):
     return evaluation.forward_batch(variables, split, start, **static)[1]
 
 
+def embed_images(run: FinishedRun, step: int, images: ClassImages) -> np.ndarray:
+    """(N, K) embeddings by a checkpoint, with running BatchNorm statistics."""
+    return _embed(run, run.variables(step), images)
+
+
 def _embed(run: FinishedRun, variables, images: ClassImages) -> np.ndarray:
     """(N, K), every image once."""
     split = evaluation.on_device(ImageSplit(images.images, images.labels))

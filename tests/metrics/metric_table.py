@@ -170,6 +170,12 @@ METRICS = {
     "geometric_collapse": Metric(
         lambda stats, gc: metrics.geometric_collapse(gc, stats), "stats gc"
     ),
+    "directional_cdnv": Metric(
+        lambda embeddings, stats, labels, weights: metrics.directional_cdnv(
+            embeddings, labels, stats, weights=weights
+        ),
+        "embeddings stats weights",
+    ),
     "relative_geometric_complexity": Metric(
         lambda stats, gc: metrics.relative_geometric_complexity(gc, stats), "stats gc"
     ),

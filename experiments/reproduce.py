@@ -9,6 +9,12 @@ as on a cluster), draws DIR/figures/figure_1.png, judges the claims in figure_1.
 that is in DIR/figures/ to DIR/report.html, one page that needs no network. The same command again
 goes on.
 
+    python -m experiments.reproduce --figure=4 --scale=small --data_dir=DATA --workdir=DIR \\
+        --rows=docs/results/runs
+
+trains one run after the other instead, and measures each as soon as it ends: all that is found of
+it goes to a small file, ROWS/SWEEP/RUN.json. Several such commands may share a folder.
+
 Exit codes: 0 drawn from all runs; 1 some runs or figures are missing, and why is said; 2 bad input;
 128 + its number stopped by a signal (130 Ctrl-C, 143 SIGTERM), the runs have saved their state.
 """
@@ -23,7 +29,7 @@ from tqdm import tqdm
 
 from experiments import launcher
 from gc_nc.errors import InputError
-from gc_nc.reproduction import reproduce
+from gc_nc.reproduction import member_rows, reproduce
 from gc_nc.reproduction.catalogue import FIGURES, find_figure, listing
 from gc_nc.reproduction.report import write_report
 from gc_nc.sweeps.local_executor import make_slots, run_locally
@@ -46,6 +52,12 @@ _MAX_PARALLEL = flags.DEFINE_integer(
     allow_override=True,
 )
 _GPUS = flags.DEFINE_integer("gpus", 0, "GPUs of each run.", lower_bound=0, allow_override=True)
+_ROWS = flags.DEFINE_string(
+    "rows",
+    None,
+    "Folder that gets a file of all that is measured of each run.",
+    allow_override=True,
+)
 _LIST = flags.DEFINE_bool("list", False, "Shows the figures, their claims and what they cost.")
 _CONFIGS = Path(__file__).parent / "configs" / "figures"
 
@@ -72,9 +84,12 @@ def main(argv: list[str]) -> None:
         reproduce.read_figure(workdir, figure, scale)
     for name, (base, members) in sweeps.items():
         reproduce.prepare(workdir / name, members, base)
-    for name, (_, members) in sweeps.items():
-        _run(workdir / name, members)
     complete = True
+    for name, (_, members) in sweeps.items():
+        if _ROWS.value:
+            complete &= _write_rows(workdir / name, members, name)
+        else:
+            _run(workdir / name, members)
     with tqdm(total=0, bar_format="{desc}", disable=None) as bar:
         for figure in figures:
             base, members = sweeps[figure.sweep_at(scale)]
@@ -133,6 +148,29 @@ def _run(sweep_dir: Path, members: list[Member]) -> None:
     if signal_number is not None:
         print(outcome_table(outcomes))
         sys.exit(128 + signal_number)
+
+
+def _write_rows(sweep_dir: Path, members: list[Member], sweep: str) -> bool:
+    """Whether all members have a row now."""
+    numbers = [n for n in FIGURES if FIGURES[n].sweep_at(_SCALE.value) == sweep]
+    data = "" if members[0].config.data.source == "digits" else " --data_dir=DATA"
+    command = (
+        f"python -m experiments.reproduce --figure={numbers[0]} --scale={_SCALE.value}{data}"
+        " --workdir=DIR --rows=ROWS"
+    )
+    try:
+        missing = member_rows.write_rows(
+            sweep_dir,
+            members,
+            Path(_ROWS.value).expanduser(),
+            _SCALE.value,
+            data_dir=_DATA_DIR.value,
+            command=command,
+            say=lambda line: print(line, flush=True),
+        )
+    except Interrupted as stop:
+        launcher.fail(str(stop), 128 + stop.signal_number)
+    return not missing
 
 
 def _default_parallel() -> int:

@@ -52,7 +52,7 @@ def test_bad_shapes_labels_and_equal_means():
     assert np.isnan(directional_cdnv(z, labels, stats)).all()
     with pytest.raises(ValueError, match=r"\(B, 2\) is needed"):
         directional_cdnv(z[:, :1], labels, stats)
-    with pytest.raises(ValueError, match="label 2 is outside 0..1"):
+    with pytest.raises(ValueError, match=r"label 2 is outside 0\.\.1"):
         directional_cdnv(z, labels + 1, stats)
     with pytest.raises(ValueError, match="1 of 2 classes have an example"):
         directional_cdnv(z, labels, statistics(z, 0 * labels, 2))

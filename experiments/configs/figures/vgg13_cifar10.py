@@ -11,7 +11,7 @@ or only the runs, which may also go to a cluster:
         --config.data.data_dir=DATA --workdir=DIR/vgg13_cifar10
 
 paper: full width, all images, 5 seeds. small: width 0.25 on 1,000 images of 5 classes, the other 5
-kept for figure 4, 3 seeds (5 of the config itself); results in docs/results/. demo: width 0.25 on
+kept for transfer, 3 seeds (5 of the config itself); results in docs/results/. demo: width 0.25 on
 scikit-learn's digits, learning rates only. smoke: the way only.
 """
 

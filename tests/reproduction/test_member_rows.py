@@ -1,0 +1,116 @@
+"""Rows of members: which are trained and measured, what is written, and what is left alone."""
+
+import json
+
+import pytest
+
+from gc_nc.errors import InputError
+from gc_nc.reproduction import member_rows
+from gc_nc.sweeps.members import make_members
+from gc_nc.sweeps.sweep_directory import open_sweep, run_path
+from gc_nc.training import loop
+from gc_nc.training.configuration import default_config
+from gc_nc.training.run_directory import RunInUseError, hold_run
+
+NAMES = ["seed=0", "seed=1", "seed=2"]
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    """Members, and what was done of them: a run and its measuring leave the files of a row."""
+    base = default_config()
+    base.data.data_dir = "/where/the/data/lie"
+    members = make_members(base.lock(), [{"seed": seed} for seed in range(3)])
+    workdir = tmp_path / "a_sweep"
+    open_sweep(workdir, members)
+    done = []
+
+    def train(config, run_dir):
+        done.append(f"train {config.seed}")
+        run_dir.mkdir(exist_ok=True)
+        (run_dir / "config.json").write_text(json.dumps(config.to_dict()))
+        (run_dir / "metadata.json").write_text('{"git_revision": "abc"}')
+        records = [{"step": 1, "batch/loss": 3.0}, {"step": 2, "train/accuracy": 0.5}]
+        (run_dir / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+        (run_dir / "results.json").write_text('{"step": 2, "stopped_by": "train_loss"}')
+
+    def measure(run_dir, plan, open_it):
+        done.append(f"measure {run_dir.name}")
+        (run_dir / "measurements.json").write_text('{"2": {"train/nc1": 0.5}}')
+
+    monkeypatch.setattr(loop, "train", train)
+    monkeypatch.setattr(member_rows, "measure_member", measure)
+    return workdir, members, tmp_path / "rows", done
+
+
+def write(sweep, **options):
+    workdir, members, rows, _ = sweep
+    return member_rows.write_rows(workdir, members, rows, "smoke", say=lambda line: None, **options)
+
+
+def test_a_row_holds_what_was_measured_and_no_place(sweep):
+    assert write(sweep, command="python -m it") == {}
+    workdir, _, rows, done = sweep
+    assert done == [f"{what}{i}" for i in range(3) for what in ("train ", "measure seed=")]
+    text = (rows / "a_sweep" / "seed=1.json").read_text()
+    row = json.loads(text)
+    assert (row["sweep"], row["scale"], row["member"]) == ("a_sweep", "smoke", "seed=1")
+    assert (row["setting"], row["seed"]) == ({}, 1)
+    assert row["trained_by"] == "abc"
+    assert row["command"] == "python -m it"
+    assert row["results"]["stopped_by"] == "train_loss"
+    assert row["evaluations"] == [{"step": 2, "train/accuracy": 0.5}]
+    assert row["measurements"] == {"2": {"train/nc1": 0.5}}
+    assert row["transfer"] == {"source": {}, "results": []}
+    assert row["config"]["optimizer.learning_rate"] == 0.05
+    assert "/where" not in text
+    assert str(workdir) not in text
+
+
+def test_the_next_call_does_what_is_missing(sweep):
+    workdir, _, rows, done = sweep
+    write(sweep)
+    (rows / "a_sweep" / "seed=1.json").unlink()
+    (rows / "a_sweep" / "seed=2.json").unlink()
+    (run_path(workdir, "seed=2") / "results.json").unlink()
+    done.clear()
+    assert write(sweep) == {}
+    assert done == ["measure seed=1", "train 2", "measure seed=2"]
+
+
+def test_members_that_fail_or_are_in_use_are_named_and_left(sweep, monkeypatch):
+    workdir, _, rows, done = sweep
+    train = loop.train
+
+    def failing(config, run_dir):
+        if config.seed == 0:
+            raise loop.DivergedError("the loss is nan")
+        if config.seed == 1:
+            raise RunInUseError("in use")
+        train(config, run_dir)
+
+    monkeypatch.setattr(loop, "train", failing)
+    assert write(sweep) == {"seed=0": "the loss is nan", "seed=1": "in use"}
+    assert [path.name for path in (rows / "a_sweep").iterdir()] == ["seed=2.json"]
+    log = (workdir / "logs" / "seed=0.log").read_text()
+    assert log.endswith("error: the loss is nan\n")
+    # Nor is a run measured that another process measures.
+    monkeypatch.setattr(loop, "train", train)
+    train(sweep[1][1].config, run_path(workdir, "seed=1"))
+    done.clear()
+    with hold_run(run_path(workdir, "seed=1")):
+        assert list(write(sweep)) == ["seed=1"]
+    assert done == ["train 0", "measure seed=0"]
+
+
+def test_a_row_of_another_config_is_refused_before_anything_is_done(sweep):
+    _, _, rows, done = sweep
+    write(sweep)
+    path = rows / "a_sweep" / "seed=2.json"
+    row = json.loads(path.read_text())
+    row["config"]["batch_size"] = 7
+    path.write_text(json.dumps(row))
+    done.clear()
+    with pytest.raises(InputError, match="batch_size is 7 there and 32 here"):
+        write(sweep)
+    assert done == []

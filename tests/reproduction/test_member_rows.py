@@ -3,9 +3,12 @@
 import json
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
+from experiments import reproduce as command_line
 from gc_nc.errors import InputError
-from gc_nc.reproduction import member_rows
+from gc_nc.reproduction import member_rows, reproduce
 from gc_nc.sweeps.members import make_members
 from gc_nc.sweeps.sweep_directory import open_sweep, run_path
 from gc_nc.training import loop
@@ -114,3 +117,25 @@ def test_a_row_of_another_config_is_refused_before_anything_is_done(sweep):
     with pytest.raises(InputError, match="batch_size is 7 there and 32 here"):
         write(sweep)
     assert done == []
+
+
+@pytest.mark.parametrize("missing", [{}, {"seed=0": "in use"}])
+def test_the_command_writes_rows_in_place_of_running_all_first(monkeypatch, tmp_path, missing):
+    asked = []
+
+    def write_rows(sweep_dir, members, rows_dir, scale, **options):
+        asked.append((sweep_dir.name, len(members), rows_dir, scale, options["command"]))
+        return missing
+
+    record = {"number": "4", "scale": "smoke", "title": "", "missing": []}
+    record["findings"] = [{"verdict": "holds", "claim": "", "evidence": ""}]
+    monkeypatch.setattr(member_rows, "write_rows", write_rows)
+    monkeypatch.setattr(reproduce, "make_figure", lambda *a, **options: record)
+    monkeypatch.setattr(command_line, "write_report", lambda workdir: workdir / "report.html")
+    flags.FLAGS.mark_as_parsed()
+    values = {"figure": ["4"], "scale": "smoke", "workdir": str(tmp_path / "w")}
+    with flagsaver.flagsaver(**values, rows=str(tmp_path / "rows")), pytest.raises(SystemExit) as e:
+        command_line.main([])
+    assert e.value.code == bool(missing)
+    command = "python -m experiments.reproduce --figure=4 --scale=smoke --workdir=DIR --rows=ROWS"
+    assert asked == [("resnet18_cifar_fs", 4, tmp_path / "rows", "smoke", command)]

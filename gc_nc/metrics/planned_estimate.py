@@ -148,7 +148,7 @@ def geometric_complexity_to_error(
         sem = math.sqrt(max(0.0, fit.variance - fit.between * len(values) / num_examples))
         sem = sem / math.sqrt(len(values))
         target = relative_error * fit.mean
-        # A mean of 0 without spread is no news of the examples that were not drawn.
+        # An all-zero sample says nothing about the examples that were not drawn.
         if target > 0 and sem <= target:
             return PlannedEstimate(jnp.float32(fit.mean), jnp.float32(sem), len(values), probes)
         shortfall = (sem / target) ** 2 if target > 0 else math.inf

@@ -29,6 +29,12 @@ _GC_EXAMPLES, _GC_PROBES = 256, 2
 _ERROR = "test/nearest_mean_error"
 _FROM_NC, _FROM_GC = "bound_from_nc", "bound_from_gc"
 
+# Proved in docs/proofs.md.
+_RATIO = (
+    "The paper's bound is at least twice the one by class, and k times it where classes are"
+    " balanced and of equal GC."
+)
+
 
 def error_bound_figure(context: Context) -> FigureResult:
     """Error of the nearest class mean and its bounds, from NC and from GC."""
@@ -118,7 +124,7 @@ def error_bound_figure(context: Context) -> FigureResult:
         " to highest seed. Right: the error against the bound from GC, a dot a run."
     )
     notes = [
-        "A bound above 1 says nothing of the error; that it is not below it is then no news.",
+        "A bound above 1 is vacuous: no error can exceed it.",
         "Proposition 5.1 is of class means of examples from the distribution that is classified;"
         " here they are of the training images, which the network was fitted to.",
         f"GC of the bounds on {_GC_EXAMPLES} random images of each split (or all, if there are"
@@ -188,7 +194,7 @@ def neural_collapse_bounds_figure(context: Context) -> FigureResult:
         " c / (k (k - 1)) times the sum over pairs of GC_i / d_ij^2. c is the smallest that holds"
         " on the training images, so the test images may break the bound."
     )
-    return FigureResult(caption, findings, *table, ["At equal GC in all classes the two agree."])
+    return FigureResult(caption, findings, *table, [_RATIO])
 
 
 def grouped(context: Context, values: dict) -> dict[str, list[dict[str, float]]]:

@@ -172,9 +172,9 @@ def default_config() -> ConfigDict:
             "checkpoint": {
                 # Also at the end and when interrupted. 0: only there.
                 "every_steps": 1000,
-                # So many of the newest, and the one that was best at an evaluation: by the highest
-                # accuracy or the lowest of another metric; "" for none. One is also written at each
-                # evaluation that is better than all before.
+                # Keep the N newest checkpoints and the best one: of the highest accuracy, or the
+                # lowest value of another metric, at an evaluation; "" keeps no best one. One is
+                # also written at each evaluation that is better than all before.
                 "keep": 2,
                 "best_metric": "test/accuracy",
             },

@@ -22,7 +22,11 @@ class Decisions:
         self.stopped_by: str | None = None
 
     def note(self, record: dict[str, Any]) -> bool:
-        """Takes an evaluation, in the order of steps; whether none after step 0 was as good."""
+        """Takes an evaluation, in the order of steps.
+
+        Returns:
+          True if this is the best evaluation so far, step 0 excluded.
+        """
         step, limit = record["step"], self._config.stop_after_epochs_at_full_accuracy
         if record["train/accuracy"] < 1:
             self._full_accuracy_since = None

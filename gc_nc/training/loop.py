@@ -49,7 +49,7 @@ def train(
       config: of the run.
       workdir: its directory; all processes see the same.
       find_devices: gives the devices that divide each batch, once what can be checked without
-        them is; default the first one of this process. A run may go on on another number of
+        them is; default the first one of this process. A run may resume on another number of
         devices than it began on.
 
     Returns:

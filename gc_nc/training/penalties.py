@@ -43,7 +43,7 @@ def geometric_complexity_with_outputs(
     * `output_probes`: mean of |J^T v|^2, a VJP each (arXiv 1908.02729 has the idea for logits).
       Sharing the forward pass, a training step with one probe has twice the FLOPs of a plain one.
     * `input_probes`: mean of |J u|^2, a JVP each.
-    * `exact`: all rows of J, K VJPs; for logits of few classes. `key` and `num_probes` count not.
+    * `exact`: all rows of J, K VJPs; for logits of few classes. `key` and `num_probes` are ignored.
 
     Args:
       network: pure function (B, *input) -> ((B, K), other outputs) in which examples do not mix.

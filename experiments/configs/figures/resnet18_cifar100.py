@@ -5,7 +5,7 @@ One run, whose GC is then measured exactly and from samples. All settings are ou
     python -m experiments.reproduce --figure=2 --scale=small --data_dir=DATA --workdir=DIR
 
 paper: full width, all images. small: width 0.25 on 1,000 images of CIFAR-10, to training accuracy 1
-and on; results in docs/results/. smoke: the way only.
+and on; results in docs/results/. smoke: checks the pipeline; its numbers mean nothing.
 """
 
 from typing import Any

@@ -6,7 +6,8 @@ experiments/configs/mini_imagenet_resnet18.py.
 
     python -m experiments.reproduce --figure=A5 --scale=paper --data_dir=DATA --workdir=DIR
 
-paper: full width, all images, 5 seeds; not run by us. smoke: the way only.
+paper: full width, all images, 5 seeds; not run by us.
+smoke: checks the pipeline; its numbers mean nothing.
 """
 
 from typing import Any

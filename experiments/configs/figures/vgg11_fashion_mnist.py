@@ -6,7 +6,7 @@ are not public. DATA holds the four IDX files (Debian: apt-get install dataset-f
     python -m experiments.reproduce --figure=A3 --scale=small --data_dir=DATA --workdir=DIR
 
 paper: full width, all images, 5 seeds; not run by us. small: width 0.25 on 1,000 images, learning
-rates only, 3 seeds; results in docs/results/. smoke: the way only.
+rates only, 3 seeds; results in docs/results/. smoke: checks the pipeline; its numbers mean nothing.
 """
 
 from typing import Any

@@ -5,7 +5,8 @@ are not public.
 
     python -m experiments.reproduce --figure=A2 --scale=paper --data_dir=DATA --workdir=DIR
 
-paper: full width, all images, 5 seeds; not run by us. smoke: the way only.
+paper: full width, all images, 5 seeds; not run by us.
+smoke: checks the pipeline; its numbers mean nothing.
 """
 
 from typing import Any

@@ -12,7 +12,7 @@ or only the runs, which may also go to a cluster:
 
 paper: full width, all images, 5 seeds. small: width 0.25 on 1,000 images of 5 classes, the other 5
 kept for transfer, 3 seeds (5 of the config itself); results in docs/results/. demo: width 0.25 on
-scikit-learn's digits, learning rates only. smoke: the way only.
+scikit-learn's digits, learning rates only. smoke: checks the pipeline; its numbers mean nothing.
 """
 
 from typing import Any

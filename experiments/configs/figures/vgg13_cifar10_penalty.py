@@ -6,7 +6,7 @@ paper's, second-hand; the rest is ours.
     python -m experiments.reproduce --figure=A6 --scale=small --workdir=DIR
 
 paper: full width, all images, 5 seeds. small: VGG-11 on scikit-learn's digits, 3 seeds; results in
-docs/results/. smoke: the way only.
+docs/results/. smoke: checks the pipeline; its numbers mean nothing.
 """
 
 from typing import Any

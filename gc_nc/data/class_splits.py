@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gc_nc.data.class_names import canonical_name
 from gc_nc.data.datasets import ImageDataset, make_dataset
 from gc_nc.data.published_splits import PUBLISHED_SPLITS
 from gc_nc.data.streamed_images import StreamedImages, concatenate_images, take_images
@@ -68,11 +69,13 @@ class TransferDataset(NamedTuple):
       source: what the network is trained on, and as `test` the images of these classes it is not.
       val: for choices; None if the split has no such classes.
       target: classes never seen; None if all classes are source classes.
+      fingerprint: of all of it (gc_nc.data.fingerprints), once it was taken.
     """
 
     source: ImageDataset
     val: ClassImages | None
     target: ClassImages | None
+    fingerprint: dict[str, dict[str, str]] | None = None
 
 
 def held_class_names(data: TransferDataset) -> dict[str, tuple[str, ...]]:
@@ -127,7 +130,7 @@ def divide_by_class(dataset: ImageDataset, split: ClassSplit) -> TransferDataset
         (take_images(source.images, test), source.labels[test]),
         len(parts["source"]),
         source.class_names,
-    )
+    )._replace(census=dataset.census)
     val, target = (gather(parts[part]) if parts[part] else None for part in HELD_PARTS)
     return TransferDataset(source_set, val, target)
 
@@ -168,13 +171,17 @@ def _parts(dataset: ImageDataset, split: ClassSplit) -> dict[str, list[int]]:
         }
         return {part: [int(label) for label in labels] for part, labels in present.items()}
     if split.kind == "names":
-        names = {part: getattr(split, part) for part in ("source", *HELD_PARTS)}
+        names = {
+            part: tuple(map(canonical_name, getattr(split, part)))
+            for part in ("source", *HELD_PARTS)
+        }
         if not names["target"]:
             taken = {*names["source"], *names["val"]}
-            names["target"] = tuple(n for n in dataset.class_names if n not in taken)
+            every = map(canonical_name, dataset.class_names)
+            names["target"] = tuple(name for name in every if name not in taken)
     else:
         names = PUBLISHED_SPLITS[split.kind]
-    labels = {name: label for label, name in enumerate(dataset.class_names)}
+    labels = {canonical_name(name): label for label, name in enumerate(dataset.class_names)}
     if len(labels) < len(dataset.class_names):
         raise InputError(f"{dataset.name} has two classes of one name; divide it at random")
     for name in (name for part in names.values() for name in part):

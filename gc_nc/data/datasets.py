@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gc_nc.data.class_names import canonical_name
+from gc_nc.data.folder_census import FolderCensus
 from gc_nc.data.streamed_images import StreamedImages
 from gc_nc.errors import InputError
 
@@ -25,7 +27,8 @@ class ImageDataset(NamedTuple):
       train: what the network is fitted to.
       test: what it is not.
       num_classes: C; labels are 0..C-1.
-      class_names: C names, or the labels as text where the source has no names.
+      class_names: C names in composed Unicode, or the labels as text where the source has none.
+      census: of the folder of images that it was read from; None of other sources.
     """
 
     name: str
@@ -33,6 +36,7 @@ class ImageDataset(NamedTuple):
     test: ImageSplit
     num_classes: int
     class_names: tuple[str, ...]
+    census: FolderCensus | None = None
 
 
 def make_dataset(
@@ -46,7 +50,8 @@ def make_dataset(
 
     Args:
       name: for logs and errors.
-      train: images (N, H, W) or (N, H, W, c) in uint8, or streamed, and labels (N,), integers.
+      train: images (N, H, W) or (N, H, W, c) in uint8, or streamed, and labels (N,) or (N, 1),
+        integers.
       test: the same.
       num_classes: C; by default one more than the largest label.
       class_names: C names, by default the labels as text.
@@ -91,7 +96,13 @@ def make_dataset(
     train, test = (
         ImageSplit(images, labels.astype(np.int32)) for images, labels in splits.values()
     )
-    return ImageDataset(name, train, test, num_classes, tuple(class_names))
+    names = tuple(map(canonical_name, class_names))
+    return ImageDataset(name, train, test, num_classes, names)
+
+
+def flat_labels(labels: np.ndarray) -> np.ndarray:
+    """(N, 1), as Keras stores labels, to (N,); other shapes stay."""
+    return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
 
 
 def _check_split(
@@ -108,9 +119,18 @@ def _check_split(
     if images.size == 0:
         raise InputError(f"{where} has no examples (shape {images.shape}); at least 1 is needed")
     if not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(f"{where} labels are {labels.dtype}; integers are needed")
+        raise InputError(
+            f"{where} labels are {labels.dtype}; integers are needed: number the classes from 0, or"
+            " convert whole numbers with labels.astype(int)"
+        )
+    labels = flat_labels(labels)
     if labels.shape != images.shape[:1]:
-        raise InputError(f"{where} has labels of shape {labels.shape} for {len(images)} images")
+        one_hot = labels.ndim == 2 and len(labels) == len(images)
+        hint = "; of one row of 0 and 1 an image, store labels.argmax(axis=1)" if one_hot else ""
+        raise InputError(
+            f"{where} has labels of shape {labels.shape} for {len(images)} images; one class number"
+            f" an image is needed, shape ({len(images)},) or ({len(images)}, 1){hint}"
+        )
     if images.ndim == 3:
         images = images[..., None]
     if isinstance(images, np.ndarray):

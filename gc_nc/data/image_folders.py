@@ -1,32 +1,46 @@
 """A folder of images a class, as mini-ImageNet comes; decoded once and cached, or streamed."""
 
 import contextlib
-import difflib
 import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from absl import logging
-from PIL import Image
 from tqdm import tqdm
 
+from gc_nc.data.class_names import canonical_name, shown_name
+from gc_nc.data.folder_census import FolderCensus, Skipped, shorten, skipped_for
+from gc_nc.data.folder_classes import choose_classes, name_classes
+from gc_nc.data.folder_listing import (
+    CACHE_PREFIX,
+    IMAGE_SUFFIXES,
+    Listing,
+    Parts,
+    Place,
+    list_folder,
+    show,
+)
+from gc_nc.data.image_files import read_square
 from gc_nc.data.streamed_images import StreamedImages
 from gc_nc.errors import InputError
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+# Of how files become pixels: another number makes caches anew.
+_READING = 2
 
 
 def find_images(
     folder: Path, classes: Sequence[str] | None = None, images_per_class: int | None = None
-) -> dict[str, list[Path]]:
-    """{class: its image files, by name}; the folder that an image lies in is its class.
+) -> tuple[dict[str, list[Path]], FolderCensus]:
+    """{class: its image files, by name} and a census; docs/data.md says what is read how.
 
-    So that folders of classes may also lie below train/, val/ and test/, which are merged.
+    The folder that an image lies in is its class (`name_classes`); folders of classes may also lie
+    below train/, val/ and test/, which are merged.
 
     Args:
       folder: of the set.
@@ -34,44 +48,103 @@ def find_images(
       images_per_class: what each must have; None for any number.
 
     Raises:
-      InputError: no such folder, no images in it, a class that is missing or has another number.
+      InputError: no such folder, no images in it, a class that is missing or has another number,
+        links that lead nowhere, or as `name_classes`.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; it should hold a folder of images a class")
-    found: dict[str, list[Path]] = {}
-    seen = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        # A link to a folder above would be walked for ever.
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        real = os.path.realpath(place)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        if place == str(folder):
-            continue
-        images = [
-            Path(place, file)
-            for file in files
-            if Path(file).suffix.lower() in _SUFFIXES and not file.startswith(".")
-        ]
-        if images:
-            found.setdefault(os.path.basename(place), []).extend(images)
-    if not found:
-        raise InputError(f"{folder} holds no folders of images ({', '.join(sorted(_SUFFIXES))})")
-    for name in classes or ():
-        if name not in found:
-            near = difflib.get_close_matches(name, found, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {len(found)} others"
-            raise InputError(f"{folder} has no folder of images {name!r}{hint}")
+    listing = list_folder(folder)
+    root = shown_name(str(folder))
+    if classes is None:
+        _check_links(root, listing.places.values())
+    found = name_classes(root, listing.places)
+    chosen = found.places
     if classes is not None:
-        found = {name: found[name] for name in classes}
-    for name, files in found.items():
+        chosen = choose_classes(root, found.places, classes, _empty_folders(listing.places))
+        _check_links(root, (place for places in chosen.values() for place in places))
+    paths = {
+        # By name, and of one name in the order of their folders.
+        name: sorted(
+            (Path(place.path, file) for place in chosen[name] for file in place.images),
+            key=lambda path: canonical_name(path.name),
+        )
+        for name in sorted(chosen)
+    }
+    skipped = _skipped(listing, found.strays)
+    if not paths:
+        raise InputError(_no_classes(root, found.strays, skipped))
+    for name, files in paths.items():
         if len(files) != (images_per_class or len(files)):
             raise InputError(
-                f"class {name!r} in {folder} has {len(files)} images; {images_per_class} are needed"
+                f"class {name!r} in {root} has {len(files)} images; {images_per_class} are needed"
             )
-    return {name: sorted(found[name], key=lambda path: path.name) for name in sorted(found)}
+    counts = [len(files) for files in paths.values()]
+    total = sum(len(place.images) for places in found.places.values() for place in places)
+    if total > sum(counts):
+        unwanted = f"of {len(found.places) - len(paths)} classes"
+        skipped += (Skipped("images that are not asked for", total - sum(counts), (unwanted,)),)
+    return paths, FolderCensus(
+        root, len(paths), sum(counts), min(counts), max(counts), found.notes, skipped
+    )
+
+
+def _check_links(root: str, places: Iterable[Place]) -> None:
+    broken = [show(place.parts, name) for place in places for name in place.broken_links]
+    if broken:
+        first, *others = sorted(broken)
+        more = f" and {len(others)} more" if others else ""
+        raise InputError(
+            f"{root}/{first}{more} is a link that leads nowhere; bring back what it leads to, or"
+            " remove it"
+        )
+
+
+def _empty_folders(places: Mapping[Parts, Place]) -> dict[str, str]:
+    """{folder without images and further folders: the same, with what is in it}."""
+    empty = {}
+    for parts, place in places.items():
+        if parts and not place.images and not place.has_folders:
+            inside = [f"{count} {suffix}" for suffix, count in place.others.most_common()]
+            inside += [f"{len(place.broken_links)} links"] if place.broken_links else []
+            name = show(parts)
+            empty[name] = f"{name}: {' and '.join(inside)}" if inside else name
+    return empty
+
+
+def _skipped(listing: Listing, strays: Sequence[Place]) -> tuple[Skipped, ...]:
+    places = listing.places.values()
+    others = sum((place.others for place in places), Counter())
+    kinds = tuple(f"{count} {suffix}" for suffix, count in others.most_common())
+    empty = _empty_folders(listing.places).values()
+    broken = [show(place.parts, name) for place in places for name in place.broken_links]
+    stray = [show(place.parts, name) for place in strays for name in place.images]
+    every = (
+        skipped_for("folders without an image that can be read", empty),
+        skipped_for("folders that cannot be listed", listing.unlisted),
+        skipped_for("images in no class's folder", stray),
+        skipped_for("links to folders that are read at their own place", listing.repeated_links),
+        skipped_for("links to a folder around this one", listing.links_up),
+        skipped_for("links that lead nowhere", broken),
+        skipped_for("neither files nor folders", listing.special),
+        Skipped("files with another ending", others.total(), kinds),
+        skipped_for("hidden or system files", listing.hidden),
+    )
+    return tuple(part for part in every if part.count)
+
+
+def _no_classes(root: str, strays: Sequence[Place], left_out: Sequence[Skipped]) -> str:
+    if strays:
+        count = sum(len(place.images) for place in strays)
+        where = shorten(show(place.parts) for place in strays)
+        return (
+            f"{root} holds no folders of images: its {count} images lie in {where}, and not in a"
+            " folder a class; move those of each class into a folder of its name"
+        )
+    details = "".join(
+        f"; {count} {reason} ({shorten(examples, count=count)})"
+        for reason, count, examples in left_out
+    )
+    return f"{root} holds no folders of images ({', '.join(sorted(IMAGE_SUFFIXES))}){details}"
 
 
 def read_image_folder(
@@ -80,12 +153,13 @@ def read_image_folder(
     classes: Sequence[str] | None = None,
     images_per_class: int | None = None,
     check_fits: Callable[[int], bool] = lambda num_bytes: True,
+    report: Callable[[FolderCensus], None] = lambda census: None,
 ) -> tuple[np.ndarray | StreamedImages, np.ndarray, tuple[str, ...]]:
     """Images (N, size, size, 3) uint8, labels (N,) and class names.
 
-    Each image becomes RGB and a square, whatever its aspect, by an antialiased bilinear filter.
-    The result is kept in the folder as .gc_nc_SIZE.npz and used again while names, sizes and times
-    of the files are the same. Streamed images are made anew whenever they are asked for.
+    Each image becomes RGB and a square (`read_square`). The result is kept in the folder as
+    .gc_nc_SIZE.npz and used again while names, sizes and times of the files are the same. Streamed
+    images are made anew whenever they are asked for.
 
     Args:
       folder: of the set.
@@ -93,16 +167,18 @@ def read_image_folder(
       classes: as in `find_images`.
       images_per_class: as there.
       check_fits: whether so many bytes are held in memory; called before any image is decoded.
+      report: called with the census, before that.
 
     Raises:
       InputError: as `find_images`; a file that is no image; what `check_fits` raises.
     """
-    found = find_images(folder, classes, images_per_class)
+    found, census = find_images(folder, classes, images_per_class)
+    report(census)
     paths = [path for files in found.values() for path in files]
     labels = np.repeat(np.arange(len(found)), [len(files) for files in found.values()])
     if not check_fits(len(paths) * image_size**2 * 3):
         return StreamedImages([_FolderImages(paths, image_size)]), labels, tuple(found)
-    cache = folder / f".gc_nc_{image_size}.npz"
+    cache = folder / f"{CACHE_PREFIX}{image_size}.npz"
     fingerprint = _fingerprint(folder, paths)
     images = _read_cache(cache, fingerprint, (len(paths), image_size, image_size, 3))
     if images is None:
@@ -129,18 +205,11 @@ class _FolderImages:
 
 
 def _resized(path: Path, size: int) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                # PIL would cut them off at 255.
-                raise InputError(f"{path} has pixels of more than 8 bits; save it with 8")
-            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is no image that can be read ({error}); remove it") from error
+    return read_square(path, size)
 
 
 def _fingerprint(folder: Path, paths: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"%d" % _READING)
     for path in paths:
         facts = path.stat()
         entry = str(path.relative_to(folder)), facts.st_size, facts.st_mtime_ns

@@ -3,15 +3,18 @@
 import difflib
 import os
 import re
+import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from gc_nc.data.class_splits import hold_out
-from gc_nc.data.datasets import ImageDataset, make_dataset
+from gc_nc.data.datasets import ImageDataset, flat_labels, make_dataset
+from gc_nc.data.folder_census import FolderCensus
 from gc_nc.data.idx import find_idx_files, read_idx
 from gc_nc.data.image_folders import read_image_folder
 from gc_nc.data.streamed_images import StreamedImages, take_images
@@ -248,8 +251,8 @@ def _load_npz(name, path, num_classes, check_fits) -> ImageDataset:
             if {"x_train", "y_train", "x_test", "y_test"} <= keys:
                 train, test = ((arrays[f"x_{s}"], arrays[f"y_{s}"]) for s in ("train", "test"))
             elif {"images", "labels", "split"} <= keys:
-                is_train = arrays["split"] == 0
-                images, labels = arrays["images"], arrays["labels"]
+                is_train = flat_labels(arrays["split"]) == 0
+                images, labels = arrays["images"], flat_labels(arrays["labels"])
                 if not is_train.shape == labels.shape == images.shape[:1]:
                     raise InputError(
                         f"{path}: images {images.shape}, labels {labels.shape} and split"
@@ -273,12 +276,23 @@ def _load_npz(name, path, num_classes, check_fits) -> ImageDataset:
 def _load_image_folder(
     name, folder, num_classes, check_fits, image_size, classes, images_per_class, holdout, seed
 ) -> ImageDataset:
+    censuses: list[FolderCensus] = []
+
+    def report(census):
+        if census.classes < 2:
+            raise InputError(f"{census.line()}; neural collapse compares at least 2 classes")
+        censuses.append(census)
+        # Standard output is for results. Of several processes one speaks.
+        if jax.process_index() == 0:
+            tqdm.write(census.line(), file=sys.stderr)
+
     images, labels, class_names = read_image_folder(
-        folder, image_size, classes, images_per_class, check_fits
+        folder, image_size, classes, images_per_class, check_fits, report
     )
     parts = hold_out(labels, class_names, holdout, seed)
     train, test = ((take_images(images, rows), labels[rows]) for rows in parts)
-    return make_dataset(name, train, test, num_classes or len(class_names), class_names)
+    dataset = make_dataset(name, train, test, num_classes or len(class_names), class_names)
+    return dataset._replace(census=censuses[0])
 
 
 _LOADERS: dict[str, Callable[..., ImageDataset]] = {

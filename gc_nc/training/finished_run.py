@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from ml_collections import ConfigDict
 
-from gc_nc.data.class_splits import HELD_PARTS, ClassImages, TransferDataset, held_class_names
+from gc_nc.data.class_splits import HELD_PARTS, ClassImages, TransferDataset
 from gc_nc.data.datasets import ImageDataset
 from gc_nc.data.device_batches import Normalization
 from gc_nc.errors import InputError
@@ -30,6 +30,7 @@ from gc_nc.training.run_directory import (
     to_json,
     write_atomically,
 )
+from gc_nc.training.run_identity import check_same_data
 from gc_nc.training.step import init_state, make_optimizer
 
 
@@ -159,10 +160,10 @@ def open_run(
     data = datasets.get(key) if datasets is not None else None
     if data is None:
         data = load_run_data(config)
-        if datasets is not None:
-            datasets[key] = data
+    data = check_same_data(workdir, facts, data, "name the right ones with --data_dir")
+    if datasets is not None:
+        datasets[key] = data
     dataset = data.source
-    _check_same_data(workdir, facts, data)
     model = build_model(
         config.model.name,
         dataset.num_classes,
@@ -244,33 +245,3 @@ def read_config(path: Path) -> ConfigDict:
         raise InputError(f"{path} does not fit this version of gc_nc ({error})") from error
     check_config(config)
     return config
-
-
-def _check_same_data(workdir: Path, facts: dict[str, Any], data: TransferDataset) -> None:
-    dataset = data.source
-    here = {
-        "num_train": len(dataset.train.labels),
-        "num_test": len(dataset.test.labels),
-        "num_classes": dataset.num_classes,
-        "image_shape": list(dataset.train.images.shape[1:]),
-        "class_names": list(dataset.class_names),
-    }
-    # Earlier runs did not note it.
-    if facts["held_class_names"] is not None:
-        held = held_class_names(data)
-        here["held_class_names"] = {part: list(names) for part, names in held.items()}
-    differing = [
-        f"{name} is {_short(value)} now and was {_short(facts[name])}"
-        for name, value in here.items()
-        if value != facts[name]
-    ]
-    if differing:
-        raise InputError(
-            f"the data are not those that {workdir} was trained on: {'; '.join(differing)};"
-            " name the right ones with --data_dir"
-        )
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 120 else f"{text[:120]}..."

@@ -143,6 +143,11 @@ def _is_ours(path: Path) -> bool:
     )
 
 
+def has_begun(workdir: Path) -> bool:
+    """Whether a run has noted what its data were; metadata.json alone is of a start cut off."""
+    return all((workdir / name).exists() for name in ("config.json", "metadata.json"))
+
+
 def read_json_object(path: Path, *, hint: str = "") -> dict[str, Any]:
     """A JSON object from a file.
 
@@ -178,7 +183,7 @@ def read_stored_config(path: Path, *, hint: str = "") -> dict[str, Any]:
 
 
 def create_run_directory(workdir: Path, config: ConfigDict, data: dict[str, Any]) -> None:
-    """Writes config.json and metadata.json, unless they are there: they are of the run's start.
+    """Writes config.json and metadata.json, unless the run has them: they are of its start.
 
     Args:
       workdir: checked by `check_run_directory`.
@@ -201,8 +206,10 @@ def create_run_directory(workdir: Path, config: ConfigDict, data: dict[str, Any]
     contents = {"config.json": _resolved(config), "metadata.json": metadata}
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        # Alone, metadata.json may be of other data. config.json is written first.
+        keep = (workdir / "config.json").exists()
         for name, value in contents.items():
-            if not (workdir / name).exists():
+            if not keep or not (workdir / name).exists():
                 write_atomically(workdir / name, to_json(value))
     except OSError as error:
         raise InputError(f"workdir {workdir} cannot be written: {error}") from error
@@ -220,8 +227,9 @@ def read_data_facts(path: Path) -> tuple[dict[str, Any], Normalization]:
         fields = facts["normalization"]
         normalization = Normalization(tuple(fields["mean"]), tuple(fields["std"]))
         kept = ("num_train", "num_test", "num_classes", "image_shape", "class_names")
-        held = {"held_class_names": facts.get("held_class_names")}
-        return {name: facts[name] for name in kept} | held, normalization
+        # Earlier runs did not note these.
+        later = {name: facts.get(name) for name in ("held_class_names", "fingerprint")}
+        return {name: facts[name] for name in kept} | later, normalization
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} lacks what was noted of the data ({error!r})") from error
 

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gc_nc.compilation import jit_for_device
-from gc_nc.data.class_splits import TransferDataset, held_class_names
+from gc_nc.data.class_splits import TransferDataset
 from gc_nc.data.device_batches import (
     Augmentation,
     ExampleOrder,
@@ -19,6 +19,7 @@ from gc_nc.data.device_batches import (
     channel_normalization,
     identity_normalization,
 )
+from gc_nc.data.fingerprints import with_fingerprint
 from gc_nc.data.sources import free_device_memory
 from gc_nc.data.streamed_images import StreamedImages
 from gc_nc.errors import InputError
@@ -26,7 +27,8 @@ from gc_nc.models import build_model
 from gc_nc.training.evaluation import gc_subset, monitor_complexity
 from gc_nc.training.penalties import make_penalty
 from gc_nc.training.placement import Placement
-from gc_nc.training.run_directory import read_data_facts
+from gc_nc.training.run_directory import has_begun, read_data_facts, read_json_object
+from gc_nc.training.run_identity import check_same_data, identifying_facts
 from gc_nc.training.step import (
     TrainState,
     init_state,
@@ -83,7 +85,7 @@ class RunSetup:
         self.config = config
         self.placement = placement
         self.dataset = dataset = divided.source
-        self._held_names = held_class_names(divided)
+        self._divided = divided
         images = dataset.train.images
         data = config.data
         if 2 * data.crop_padding > min(images.shape[1:3]):
@@ -116,7 +118,7 @@ class RunSetup:
     ) -> Normalization:
         if not self.config.data.standardize:
             return identity_normalization(images.shape[3])
-        if self.streamed and (workdir / "metadata.json").exists():
+        if self.streamed and has_begun(workdir):
             # Spares a run that goes on the reading of all images.
             return read_data_facts(workdir / "metadata.json")[1]
         return channel_normalization(images)
@@ -126,17 +128,31 @@ class RunSetup:
         """Whether any step has a GC penalty."""
         return self._penalty is not None
 
+    def check_data(self, workdir: Path) -> None:
+        """Checks that the data are those that a run was begun with, if one was.
+
+        Raises:
+          InputError: what differs.
+        """
+        if has_begun(workdir):
+            stored = read_json_object(workdir / "metadata.json").get("data") or {}
+            remedy = "bring those back, or choose another workdir"
+            self._divided = check_same_data(workdir, stored, self._divided, remedy)
+
     def data_facts(self) -> dict[str, Any]:
-        """What a reader of the numbers must know of the data, for metadata.json."""
-        dataset = self.dataset
+        """What a reader of the numbers must know of the data, for metadata.json.
+
+        Raises:
+          InputError: an image that their fingerprint is taken of cannot be read.
+        """
+        self._divided = with_fingerprint(self._divided)
+        census = self.dataset.census
         return {
-            "name": dataset.name,
-            "num_train": len(dataset.train.labels),
-            "num_test": len(dataset.test.labels),
-            "image_shape": dataset.train.images.shape[1:],
-            "num_classes": dataset.num_classes,
-            "class_names": dataset.class_names,
-            "held_class_names": self._held_names,
+            "name": self.dataset.name,
+            **identifying_facts(self._divided),
+            "fingerprint": self._divided.fingerprint,
+            # What was read of a folder of images, and what was left out.
+            "census": census.facts() if census else None,
             "streamed": self.streamed,
             # The units of geometric complexity: inputs are (pixel / 255 - mean) / std.
             "normalization": self.normalization._asdict(),

@@ -1,0 +1,85 @@
+"""What the reading of a folder of images came to: what was read, what was not and why."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+_SHOWN, _NOTED = 4, 100
+
+
+class Skipped(NamedTuple):
+    """What was left out for one reason.
+
+    Attributes:
+      reason: as in "folders without an image".
+      count: how many.
+      examples: their names below the folder, at most 100; or what there was of each kind.
+    """
+
+    reason: str
+    count: int
+    examples: tuple[str, ...]
+
+
+class FolderCensus(NamedTuple):
+    """What was read of a folder of images and what was not.
+
+    Attributes:
+      folder: that was read.
+      classes: how many.
+      images: in all of them.
+      smallest: images of the smallest class.
+      largest: images of the largest.
+      notes: sentences on what was taken for what.
+      skipped: what was left out, by reason.
+    """
+
+    folder: str
+    classes: int
+    images: int
+    smallest: int
+    largest: int
+    notes: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
+
+    def line(self) -> str:
+        """One line for people."""
+        each = f"{self.smallest}"
+        if self.smallest != self.largest:
+            each = f"{self.smallest} to {self.largest}"
+        text = f"{self.folder}: {self.images} images of {self.classes} classes, {each} a class"
+        if self.skipped:
+            parts = [
+                f"{count} {reason} ({shorten(examples, _SHOWN, count)})"
+                for reason, count, examples in self.skipped
+            ]
+            text += f"; left out: {', '.join(parts)}"
+        return "; ".join([text, *self.notes])
+
+    def facts(self) -> dict[str, Any]:
+        """For metadata.json."""
+        skipped = {
+            reason: {"count": count, "examples": list(examples)}
+            for reason, count, examples in self.skipped
+        }
+        return {
+            "classes": self.classes,
+            "images": self.images,
+            "smallest_class": self.smallest,
+            "largest_class": self.largest,
+            "notes": list(self.notes),
+            "skipped": skipped,
+        }
+
+
+def skipped_for(reason: str, names: Iterable[str]) -> Skipped:
+    """Of a list of all that was left out for a reason."""
+    names = sorted(names)
+    return Skipped(reason, len(names), tuple(names[:_NOTED]))
+
+
+def shorten(names: Iterable[str], shown: int = _SHOWN, count: int | None = None) -> str:
+    """The first names, and how many more there are."""
+    names = list(names)
+    more = (len(names) if count is None else max(count, len(names))) - shown
+    text = ", ".join(names[:shown])
+    return f"{text} and {more} more" if more > 0 else text

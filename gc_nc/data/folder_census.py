@@ -19,6 +19,11 @@ class Skipped(NamedTuple):
     count: int
     examples: tuple[str, ...]
 
+    def text(self) -> str:
+        """As in "images in no class's folder (2: x.png, y.png)"."""
+        missing = self.count - _NOTED if len(self.examples) == _NOTED else 0
+        return f"{self.reason} ({self.count}: {shorten(self.examples, missing=missing)})"
+
 
 class FolderCensus(NamedTuple):
     """What was read of a folder of images and what was not.
@@ -46,13 +51,11 @@ class FolderCensus(NamedTuple):
         each = f"{self.smallest}"
         if self.smallest != self.largest:
             each = f"{self.smallest} to {self.largest}"
-        text = f"{self.folder}: {self.images} images of {self.classes} classes, {each} a class"
+        images = f"{self.images} image{'s' * (self.images != 1)}"
+        classes = f"{self.classes} class{'es' * (self.classes != 1)}"
+        text = f"{self.folder}: {images} of {classes}, {each} a class"
         if self.skipped:
-            parts = [
-                f"{count} {reason} ({shorten(examples, _SHOWN, count)})"
-                for reason, count, examples in self.skipped
-            ]
-            text += f"; left out: {', '.join(parts)}"
+            text += f"; left out: {', '.join(part.text() for part in self.skipped)}"
         return "; ".join([text, *self.notes])
 
     def facts(self) -> dict[str, Any]:
@@ -77,9 +80,9 @@ def skipped_for(reason: str, names: Iterable[str]) -> Skipped:
     return Skipped(reason, len(names), tuple(names[:_NOTED]))
 
 
-def shorten(names: Iterable[str], shown: int = _SHOWN, count: int | None = None) -> str:
-    """The first names, and how many more there are."""
+def shorten(names: Iterable[str], shown: int = _SHOWN, missing: int = 0) -> str:
+    """The first names, and how many more there are, with some that are missing here."""
     names = list(names)
-    more = (len(names) if count is None else max(count, len(names))) - shown
+    more = len(names) + missing - shown
     text = ", ".join(names[:shown])
     return f"{text} and {more} more" if more > 0 else text

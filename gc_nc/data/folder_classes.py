@@ -189,9 +189,10 @@ def _without_inner_folders(tree: _Tree) -> tuple[dict[Parts, Parts], list[str]]:
     by_key = defaultdict(list)
     for parts, key in keys.items():
         by_key[key].append(parts)
-    last = [key[-1] for key in by_key if key]
-    # As in Tiny ImageNet: train/n01/images, train/n02/images, val/images.
-    shared = set(last) if len(last) > 1 and len(set(last)) == 1 else set()
+    classes = [key for key in by_key if key]
+    # As in n01/crops, n02/crops.
+    same_ends = len({key[-1] for key in classes}) == 1 and all(len(key) > 1 for key in classes)
+    shared = {key[-1] for key in classes} if same_ends and len(classes) > 1 else set()
     inner = set()
     for key, group in by_key.items():
         if (
@@ -229,8 +230,8 @@ def _check_levels(root: str, tree: _Tree, keys: Mapping[Parts, Parts]) -> None:
         for other in tree.places:
             if other.parts[: len(parts)] == parts and keys[other.parts] != key:
                 raise InputError(
-                    f"{root}: {show(parts)} holds {len(place.images)} images (as"
-                    f" {shown_name(min(place.images))}) and {show(other.parts)} below it too, so it"
+                    f"{root}: both {show(parts)} and {show(other.parts)} in it hold images (as"
+                    f" {shown_name(min(place.images))} and {shown_name(min(other.images))}), so it"
                     " is not clear which of them is a class; move the images of one of them"
                 )
 

@@ -34,8 +34,12 @@ def read_square(path: Path, size: int) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
+            key, depth = image.info.get("transparency"), str(image.tile)
             # Before its orientation is asked for: Pillow turns TIFFs while it loads them.
             image.load()
+            if isinstance(key, tuple) and "RGB;16" in depth:
+                # The transparent colour has 16 bits still.
+                image.info["transparency"] = tuple(level >> 8 for level in key)
             image = _opaque(_upright(_eight_bits(image)))
             # Greys are the same in each channel, so they are resized once.
             if image.mode not in ("L", "RGB"):

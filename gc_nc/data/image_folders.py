@@ -104,17 +104,22 @@ def _empty_folders(places: Mapping[Parts, Place]) -> dict[str, str]:
     empty = {}
     for parts, place in places.items():
         if parts and not place.images and not place.has_folders:
-            inside = [f"{count} {suffix}" for suffix, count in place.others.most_common()]
+            inside = list(_kinds(place.others))
             inside += [f"{len(place.broken_links)} links"] if place.broken_links else []
             name = show(parts)
             empty[name] = f"{name}: {' and '.join(inside)}" if inside else name
     return empty
 
 
+def _kinds(others: Counter) -> tuple[str, ...]:
+    """As in ("12 .txt", "1 .json"), the most frequent first."""
+    ordered = sorted(others.items(), key=lambda kind: (-kind[1], kind[0]))
+    return tuple(f"{count} {suffix}" for suffix, count in ordered)
+
+
 def _skipped(listing: Listing, strays: Sequence[Place]) -> tuple[Skipped, ...]:
     places = listing.places.values()
     others = sum((place.others for place in places), Counter())
-    kinds = tuple(f"{count} {suffix}" for suffix, count in others.most_common())
     empty = _empty_folders(listing.places).values()
     broken = [show(place.parts, name) for place in places for name in place.broken_links]
     stray = [show(place.parts, name) for place in strays for name in place.images]
@@ -126,7 +131,7 @@ def _skipped(listing: Listing, strays: Sequence[Place]) -> tuple[Skipped, ...]:
         skipped_for("links to a folder around this one", listing.links_up),
         skipped_for("links that lead nowhere", broken),
         skipped_for("neither files nor folders", listing.special),
-        Skipped("files with another ending", others.total(), kinds),
+        Skipped("files with another ending", others.total(), _kinds(others)),
         skipped_for("hidden or system files", listing.hidden),
     )
     return tuple(part for part in every if part.count)
@@ -134,16 +139,12 @@ def _skipped(listing: Listing, strays: Sequence[Place]) -> tuple[Skipped, ...]:
 
 def _no_classes(root: str, strays: Sequence[Place], left_out: Sequence[Skipped]) -> str:
     if strays:
-        count = sum(len(place.images) for place in strays)
-        where = shorten(show(place.parts) for place in strays)
+        where = shorten(show(place.parts, min(place.images)) for place in strays)
         return (
-            f"{root} holds no folders of images: its {count} images lie in {where}, and not in a"
-            " folder a class; move those of each class into a folder of its name"
+            f"{root} holds no folders of images, only images that lie in no class's folder"
+            f" ({where}); move those of each class into a folder of its name"
         )
-    details = "".join(
-        f"; {count} {reason} ({shorten(examples, count=count)})"
-        for reason, count, examples in left_out
-    )
+    details = "".join(f"; {part.text()}" for part in left_out)
     return f"{root} holds no folders of images ({', '.join(sorted(IMAGE_SUFFIXES))}){details}"
 
 

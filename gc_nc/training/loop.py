@@ -74,7 +74,6 @@ def train(
         run_directory.check_run_directory(workdir, config)
         if (results := run_directory.read_results(workdir)) is not None:
             return results
-        setup.check_data(workdir)
         try:
             if is_main_process():
                 run_directory.create_run_directory(workdir, config, setup.data_facts())

@@ -80,12 +80,13 @@ class RunSetup:
           placement: of its arrays.
 
         Raises:
-          InputError: the data and the configuration do not fit, or the network not the memory.
+          InputError: the data and the configuration do not fit, the network not the memory, or
+            the run was begun with other data.
         """
         self.config = config
         self.placement = placement
         self.dataset = dataset = divided.source
-        self._divided = divided
+        self._divided = _as_begun(divided, workdir)
         images = dataset.train.images
         data = config.data
         if 2 * data.crop_padding > min(images.shape[1:3]):
@@ -127,17 +128,6 @@ class RunSetup:
     def penalised(self) -> bool:
         """Whether any step has a GC penalty."""
         return self._penalty is not None
-
-    def check_data(self, workdir: Path) -> None:
-        """Checks that the data are those that a run was begun with, if one was.
-
-        Raises:
-          InputError: what differs.
-        """
-        if has_begun(workdir):
-            stored = read_json_object(workdir / "metadata.json").get("data") or {}
-            remedy = "bring those back, or choose another workdir"
-            self._divided = check_same_data(workdir, stored, self._divided, remedy)
 
     def data_facts(self) -> dict[str, Any]:
         """What a reader of the numbers must know of the data, for metadata.json.
@@ -217,3 +207,11 @@ class RunSetup:
             **placement.jit_options,
         )
         return Programs(plain, penalised, monitor)
+
+
+def _as_begun(data: TransferDataset, workdir: Path) -> TransferDataset:
+    """Checks that the data are those that the run of a directory was begun with, if one was."""
+    if not has_begun(workdir):
+        return data
+    stored = read_json_object(workdir / "metadata.json").get("data") or {}
+    return check_same_data(workdir, stored, data, "bring those back, or choose another workdir")

@@ -147,19 +147,24 @@ class _Tree:
                 self.below[place.parts[:end]].add(place.parts[: end + 1])
 
     def is_split(self, parts: Parts) -> bool:
-        """Whether a folder holds a part of the set and not a class called so."""
-        if not parts or parts[-1].casefold() not in SPLIT_FOLDERS:
+        """Whether a folder holds a part of the set and is not a class called so.
+
+        CIFAR-100 has a class "train": beside other classes, and no split has classes in it.
+        """
+        if not parts or not _called_split(parts):
             return False
-        # CIFAR-100 has a class "train", whose images may lie in train/images.
-        below = self.below.get(parts, set())
-        has_classes = any(
-            other in self.below or other[-1].casefold() not in INNER_FOLDERS for other in below
+        splits = filter(_called_split, self.below[parts[:-1]])
+        return any(map(self._has_classes, splits)) or self.beside_splits(parts)
+
+    def _has_classes(self, parts: Parts) -> bool:
+        return any(
+            other in self.below or other[-1].casefold() not in INNER_FOLDERS
+            for other in self.below.get(parts, ())
         )
-        return has_classes or self.beside_splits(parts)
 
     def beside_splits(self, parts: Parts) -> bool:
         """Whether all folders of images beside it are called as splits are, too."""
-        return all(other[-1].casefold() in SPLIT_FOLDERS for other in self.below[parts[:-1]])
+        return all(map(_called_split, self.below[parts[:-1]]))
 
     def key(self, parts: Parts) -> Parts:
         """A path without its splits, composed."""
@@ -181,6 +186,10 @@ class _Tree:
             for end in range(1, len(place.parts) + 1)
             if self.is_split(place.parts[:end])
         ]
+
+
+def _called_split(parts: Parts) -> bool:
+    return parts[-1].casefold() in SPLIT_FOLDERS
 
 
 def _without_inner_folders(tree: _Tree) -> tuple[dict[Parts, Parts], list[str]]:

@@ -18,6 +18,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Where files say so, by Pillow's names; in TIFFs it is a tag.
+_NOTES = frozenset(["exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"])
 _BITS_PER_SAMPLE = 258
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 
@@ -34,10 +36,11 @@ def read_square(path: Path, size: int) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            key, depth = image.info.get("transparency"), str(image.tile)
+            tiles = image.tile
             # Before its orientation is asked for: Pillow turns TIFFs while it loads them.
             image.load()
-            if isinstance(key, tuple) and "RGB;16" in depth:
+            key = image.info.get("transparency")
+            if isinstance(key, tuple) and "RGB;16" in str(tiles):
                 # The transparent colour has 16 bits still.
                 image.info["transparency"] = tuple(level >> 8 for level in key)
             image = _opaque(_upright(_eight_bits(image)))
@@ -80,6 +83,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    if _NOTES.isdisjoint(image.info) and image.format != "TIFF":
+        return image
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION))
     # Notes of the camera that are garbled are no reason to refuse the pixels.

@@ -139,10 +139,16 @@ class Oracle:
         )
 
     def is_split(self, parts):
-        within = [p[len(parts) :] for p in self.images if p[: len(parts)] == parts]
-        has_classes = any(p and p != ("images",) for p in within)
-        called_so = parts[-1].lower() in ("train", "val", "test")
-        return called_so and (has_classes or self.beside_splits(parts))
+        """Whether it is called so, and no class: a split beside it, or it, has classes."""
+        names, depth = ("train", "val", "test"), len(parts)
+        has_classes = any(
+            p[: depth - 1] == parts[:-1]
+            and p[depth - 1].lower() in names
+            and p[depth:] != ("images",)
+            for p in self.images
+            if len(p) > depth
+        )
+        return parts[-1].lower() in names and (has_classes or self.beside_splits(parts))
 
     def is_alone(self, parts):
         while self.is_split(parts):

@@ -139,6 +139,11 @@ def test_unlabelled_test_images_are_no_class(tmp_path):
     counts, census = classes(tmp_path)
     assert counts == {"cat": 1, "dog": 1}
     assert left_out(census)["images in no class's folder"] == (2, ("test/0.png", "test/1.png"))
+    # Whatever lies beside the splits.
+    write(tmp_path, "extra/0.png", "val/images/0.png")
+    counts, census = classes(tmp_path)
+    assert counts == {"cat": 1, "dog": 1, "extra": 1}
+    assert left_out(census)["images in no class's folder"][0] == 3
     (tmp_path / "flat").mkdir()
     write(tmp_path / "flat", "0.png", "train/1.png")
     with pytest.raises(InputError) as error:

@@ -40,6 +40,7 @@ from gc_nc.metrics.jacobian_estimators import (
     estimate_jacobian_norms,
 )
 from gc_nc.metrics.jacobians import geometric_complexity, jacobian_norms
+from gc_nc.metrics.mixing_check import ImpureEmbeddingWarning, examples_may_mix
 from gc_nc.metrics.nearest_means import nc4, nearest_class_mean
 from gc_nc.metrics.planned_estimate import PlannedEstimate, geometric_complexity_to_error
 
@@ -49,6 +50,7 @@ __all__ = [
     "ClassStatistics",
     "ConfidenceInterval",
     "Estimate",
+    "ImpureEmbeddingWarning",
     "NeuralCollapseBound",
     "PlannedEstimate",
     "cdnv_matrix",
@@ -56,6 +58,7 @@ __all__ = [
     "directional_cdnv",
     "estimate_geometric_complexity",
     "estimate_jacobian_norms",
+    "examples_may_mix",
     "geometric_collapse",
     "geometric_complexity",
     "geometric_complexity_interval",

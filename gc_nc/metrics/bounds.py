@@ -13,9 +13,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Shaped
 
-from gc_nc.array_types import Array, as_floating, as_scalar, check_whole, nan_where
-from gc_nc.metrics.class_statistics import ClassStatistics, counted_rows
-from gc_nc.metrics.collapse import checked_pairs, geometric_collapse, squared_distances
+from gc_nc.array_types import (
+    Array,
+    as_floating,
+    as_scalar,
+    check_known,
+    check_whole,
+    nan_where,
+    with_nan,
+)
+from gc_nc.metrics.argument_checks import as_number, counted_rows
+from gc_nc.metrics.class_statistics import ClassStatistics, as_statistics
+from gc_nc.metrics.collapse import (
+    checked_pairs,
+    geometric_collapse,
+    number_of,
+    squared_distances,
+)
+from gc_nc.metrics.jacobian_products import power_of_two_near
 
 
 class NeuralCollapseBound(NamedTuple):
@@ -63,13 +78,15 @@ def class_geometric_complexity(
         a label out of range or a bad weight. Under jit such rows count nowhere, and a bad weight
         gives its class NaN.
     """
-    check_whole(num_classes, 1, "num_classes")
+    num_classes = check_whole(num_classes, 1, "num_classes")
     norms = as_floating(norms, "norms")
     if norms.ndim != 1 or norms.size == 0:
         raise ValueError(f"norms of shape {norms.shape}; (B,) with B of 1 or more is needed")
-    labels, weights, _ = counted_rows(labels, weights, num_classes, norms.size, norms.dtype)
+    labels, weights, _ = counted_rows(labels, weights, num_classes, norms.size)
     norms = jnp.where(weights != 0, norms, 0)
 
+    # Sums of the largest weights would be out of range.
+    weights = weights / power_of_two_near(jnp.max(weights))
     totals = jax.ops.segment_sum(weights, labels, num_classes)
     safe_totals = jnp.where(totals != 0, totals, 1)
 
@@ -79,7 +96,7 @@ def class_geometric_complexity(
     means = class_means(norms)
     # A float32 sum of a million norms is off by 2e-4; the mean of what is left over mends it.
     means = means + class_means(norms - means[labels])
-    return jnp.where(totals != 0, means, jnp.nan)
+    return with_nan(totals == 0, means)
 
 
 def poincare_constant(stats: ClassStatistics, class_gc: Shaped[Array, "C"]) -> Float[Array, ""]:
@@ -102,11 +119,12 @@ def poincare_constant(stats: ClassStatistics, class_gc: Shaped[Array, "C"]) -> F
     Raises:
       ValueError: `class_gc` of another shape, or (outside jit; under jit NaN) negative.
     """
+    stats = as_statistics(stats)
     gc = _checked_class_gc(class_gc, stats)
-    variances = jnp.where(stats.present, stats.variances, 0)
+    variances = stats.known_variances
     informative = ~((variances == 0) & (gc == 0))
     ratios = jnp.where(informative, variances / jnp.where(informative, gc, 1), -jnp.inf)
-    return jnp.where(jnp.any(informative), jnp.max(ratios), jnp.nan)
+    return with_nan(~jnp.any(informative), jnp.max(ratios))
 
 
 def neural_collapse_bound(
@@ -140,18 +158,19 @@ def neural_collapse_bound(
       ValueError: fewer than two classes have an example, a negative constant or GC_i (outside jit;
         under jit NaN); `class_gc` of another shape.
     """
+    stats = as_statistics(stats)
     gc = _checked_class_gc(class_gc, stats)
     constant = as_scalar(poincare_constant, "poincare_constant")
     pairs = checked_pairs(stats)
     # Over a pair's mean, as in CDNV: the pair (0, GC_j) at distance 0 is inf, not 0/0.
     terms = (gc[:, None] + gc[None, :]) / 2 / squared_distances(stats)
-    per_class = constant * jnp.sum(jnp.where(pairs, terms, 0)) / jnp.sum(pairs)
+    per_class = constant * jnp.sum(jnp.where(pairs, terms, 0)) / number_of(pairs)
 
     total = jnp.sum(stats.counts)
     smallest = jnp.min(stats.counts, where=stats.present, initial=jnp.inf)
     mean_gc = jnp.sum(stats.counts * gc) / total
     # k p_min is exactly 1 where classes are balanced.
-    k_p_min = stats.num_present * smallest / total
+    k_p_min = stats.num_present.astype(jnp.float32) * smallest / total
     paper = constant * geometric_collapse(mean_gc, stats) / k_p_min
     return NeuralCollapseBound(paper=paper, per_class=per_class)
 
@@ -194,15 +213,15 @@ def geometric_complexity_interval(
     smallest_n = {"hoeffding": 1, "empirical_bernstein": 2}
     if method not in smallest_n:
         raise ValueError(f"method={method!r} is not one of {', '.join(smallest_n)}")
-    if not 0 < delta < 1:
-        raise ValueError(f"delta={delta} must be between 0 and 1, both excluded")
+    delta = as_number(delta, "delta", lambda d: 0 < d < 1, "must be between 0 and 1, both excluded")
     norms = as_floating(norms, "norms")
     n = norms.size
     if norms.ndim != 1 or n < smallest_n[method]:
         raise ValueError(
             f"norms of shape {norms.shape}; (B,) with B of {smallest_n[method]} or more is needed"
         )
-    limit = as_scalar(value_range, "value_range").astype(norms.dtype)
+    check_known(value_range, lambda known: known >= 0, "value_range", "must be 0 or more")
+    limit = as_scalar(value_range, "value_range")
     limit = nan_where(jnp.isnan(limit), limit, "value_range", "must be 0 or more")
     outside = ~((norms >= 0) & (norms <= limit) & jnp.isfinite(norms))
     norms = nan_where(outside, norms, "norm", f"must be in 0..value_range={value_range}")
@@ -250,9 +269,9 @@ def nearest_mean_error_bound(
       ValueError: `num_classes` below 2, `num_shots` below 1, or negative `nc` (outside jit; under
         jit NaN).
     """
-    check_whole(num_classes, 2, "num_classes")
+    num_classes = check_whole(num_classes, 2, "num_classes")
     if num_shots is not None:
-        check_whole(num_shots, 1, "num_shots")
+        num_shots = check_whole(num_shots, 1, "num_shots")
     nc = as_scalar(nc, "nc")
     factor = 4.0 if num_shots is None else 16 * (1 + 2 / num_shots)
     return jnp.minimum(factor * (num_classes - 1) * nc, 1)

@@ -12,11 +12,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int, Shaped
 
-from gc_nc.array_types import Array, as_floating, as_weights, check_whole
+from gc_nc.array_types import (
+    Array,
+    as_floating,
+    check_whole,
+    described,
+    replicated,
+    with_nan,
+)
+from gc_nc.metrics.argument_checks import check_rows, counted_rows
 
 #: Rows that the CPU takes at a time, at least: what is computed from them stays in its cache, and
 #: a (B, K) array for every step would cost more time in page faults than in arithmetic.
@@ -60,19 +66,24 @@ class ClassStatistics(NamedTuple):
     @property
     def num_present(self) -> Int[Array, ""]:
         """The k of every formula: the number of classes that have an example."""
-        return jnp.sum(self.present)
+        return jnp.sum(self.present, dtype=jnp.int32)
 
     @property
     def means(self) -> Float[Array, "C K"]:
         """Class means mu_i; NaN for classes without an example."""
         means = self.origin[None] + self.mean_offsets + self.mean_offset_residuals
-        return jnp.where(self.present[:, None], means, jnp.nan)
+        return with_nan(~self.present[:, None], means)
 
     @property
     def variances(self) -> Float[Array, "C"]:
         """Class variances v_i, population, summed over dimensions; NaN without an example."""
+        return with_nan(~self.present, self.known_variances)
+
+    @property
+    def known_variances(self) -> Float[Array, "C"]:
+        """`variances` with 0 for classes without an example."""
         safe_counts = jnp.where(self.present, self.counts, 1)
-        return jnp.where(self.present, self.squared_deviations / safe_counts, jnp.nan)
+        return jnp.where(self.present, self.squared_deviations / safe_counts, 0)
 
 
 def init_class_statistics(
@@ -88,20 +99,45 @@ def init_class_statistics(
     Raises:
       ValueError: `num_classes` or `embedding_dim` below 1 or not whole.
     """
-    for name, value in (("num_classes", num_classes), ("embedding_dim", embedding_dim)):
-        check_whole(value, 1, name)
+    num_classes = check_whole(num_classes, 1, "num_classes")
+    embedding_dim = check_whole(embedding_dim, 1, "embedding_dim")
+
+    def zeros(*shape):
+        return jnp.zeros(shape, jnp.float32)
+
     return ClassStatistics(
-        counts=jnp.zeros(num_classes),
-        origin=jnp.zeros(embedding_dim),
-        mean_offsets=jnp.zeros((num_classes, embedding_dim)),
-        squared_deviations=jnp.zeros(num_classes),
-        scatter=jnp.zeros((embedding_dim, embedding_dim)) if scatter else None,
+        counts=zeros(num_classes),
+        origin=zeros(embedding_dim),
+        mean_offsets=zeros(num_classes, embedding_dim),
+        squared_deviations=zeros(num_classes),
+        scatter=zeros(embedding_dim, embedding_dim) if scatter else None,
         num_out_of_range=jnp.zeros((), jnp.int32),
-        count_residuals=jnp.zeros(num_classes),
-        mean_offset_residuals=jnp.zeros((num_classes, embedding_dim)),
-        squared_deviation_residuals=jnp.zeros(num_classes),
-        scatter_residual=jnp.zeros((embedding_dim, embedding_dim)) if scatter else None,
+        count_residuals=zeros(num_classes),
+        mean_offset_residuals=zeros(num_classes, embedding_dim),
+        squared_deviation_residuals=zeros(num_classes),
+        scatter_residual=zeros(embedding_dim, embedding_dim) if scatter else None,
     )
+
+
+def as_statistics(stats: ClassStatistics, name: str = "stats") -> ClassStatistics:
+    """Class statistics in float32, whatever they were kept in.
+
+    Raises:
+      ValueError: anything else.
+    """
+    if not isinstance(stats, ClassStatistics):
+        raise ValueError(
+            f"{name} is {described(stats)}; ClassStatistics are needed, which"
+            " update_class_statistics gathers from embeddings and labels"
+        )
+    count = stats.num_out_of_range
+    count = replicated(count.astype(jnp.int32)) if isinstance(count, jax.Array) else count
+    as_float32 = {
+        field: None if value is None else as_floating(value, f"{name}.{field}")
+        for field, value in stats._asdict().items()
+        if field != "num_out_of_range"
+    }
+    return ClassStatistics(num_out_of_range=jnp.asarray(count, jnp.int32), **as_float32)
 
 
 def update_class_statistics(
@@ -115,7 +151,7 @@ def update_class_statistics(
 
     Args:
       stats: what was gathered so far.
-      embeddings: (B, K); half precision and integers are cast to float32.
+      embeddings: (B, K); all real numbers are cast to float32.
       labels: (B,) integers in 0..C-1.
       weights: (B,) not negative, 1 each by default. A row of weight 0 counts nowhere and may hold
         any label and any embedding, NaN included.
@@ -128,56 +164,14 @@ def update_class_statistics(
 
     jit narrows 64-bit labels to 32 bits before this function sees them: check those outside.
     """
+    stats = as_statistics(stats)
     num_classes, embedding_dim = stats.mean_offsets.shape
     embeddings = as_floating(embeddings, "embeddings")
-    if embeddings.ndim != 2 or embeddings.shape[1] != embedding_dim:
-        raise ValueError(f"embeddings of shape {embeddings.shape}; (B, {embedding_dim}) is needed")
-    labels, weights, out_of_range = counted_rows(
-        labels, weights, num_classes, embeddings.shape[0], embeddings.dtype
-    )
-    stats = _add_rows(
-        stats,
-        embeddings,
-        labels,
-        weights,
-    )
+    check_rows(embeddings, embedding_dim)
+    labels, weights, out_of_range = counted_rows(labels, weights, num_classes, len(embeddings))
+    stats = _add_rows(stats, embeddings, labels, weights)
     num_out_of_range = stats.num_out_of_range + jnp.sum(out_of_range, dtype=jnp.int32)
     return stats._replace(num_out_of_range=num_out_of_range)
-
-
-def counted_rows(
-    labels: Shaped[Array, "B"],
-    weights: Shaped[Array, "B"] | None,
-    num_classes: int,
-    num_rows: int,
-    dtype: DTypeLike,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Labels, and weights that are 0 for rows that count nowhere; which rows are out of range.
-
-    Raises:
-      ValueError: as `update_class_statistics`.
-    """
-    if not isinstance(labels, jax.Array):
-        labels = np.asarray(labels)
-    if labels.shape != (num_rows,):
-        raise ValueError(f"labels of shape {labels.shape} for {num_rows} examples")
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"labels are {labels.dtype}; integers in 0..{num_classes - 1} are needed")
-    weights = jnp.ones(labels.shape) if weights is None else as_weights(weights, labels.size)
-    # Compared before the cast of 64-bit labels, since 2**32 + 1 is not 1, and after that of 8-bit
-    # ones, which C need not fit.
-    if labels.dtype.itemsize < 4:
-        labels = labels.astype(np.int32)
-    in_range = (labels >= 0) & (labels < num_classes)
-    out_of_range = ~in_range & (weights != 0)
-    if not isinstance(out_of_range, jax.core.Tracer) and bool(jnp.any(out_of_range)):
-        raise ValueError(
-            f"label {int(labels[int(jnp.argmax(out_of_range))])} is outside 0..{num_classes - 1}"
-            f" (num_classes={num_classes})"
-        )
-    counted = in_range & (weights != 0)
-    labels = jnp.where(counted, jnp.asarray(labels), 0)
-    return labels, jnp.where(counted, weights.astype(dtype), 0), out_of_range
 
 
 def merge_class_statistics(a: ClassStatistics, b: ClassStatistics) -> ClassStatistics:
@@ -188,6 +182,7 @@ def merge_class_statistics(a: ClassStatistics, b: ClassStatistics) -> ClassStati
     Raises:
       ValueError: another number of classes or dimensions, or only one of the two has the scatter.
     """
+    a, b = as_statistics(a, "a"), as_statistics(b, "b")
     if a.mean_offsets.shape != b.mean_offsets.shape:
         raise ValueError(
             f"cannot merge statistics of (C, K) = {a.mean_offsets.shape} and {b.mean_offsets.shape}"
@@ -298,7 +293,7 @@ def _block_statistics(
     # member of the class where there is none yet, or where the mean is as near to it as the
     # rounding of a long sum, so that equal embeddings have exactly their value as mean.
     means = so_far.origin[None] + (so_far.mean_offsets + so_far.mean_offset_residuals)
-    rows = jnp.where(weights != 0, jnp.arange(labels.size), labels.size)
+    rows = jnp.where(weights != 0, jnp.arange(labels.size, dtype=jnp.int32), labels.size)
     first = jax.ops.segment_min(rows, labels, num_classes)
     members = embeddings[jnp.minimum(first, labels.size - 1)]
     known = so_far.present[:, None] & (jnp.abs(members - means) > 1e-5 * jnp.abs(members))

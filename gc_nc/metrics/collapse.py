@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from gc_nc.array_types import Array, as_scalar
-from gc_nc.metrics.class_statistics import ClassStatistics
+from gc_nc.array_types import Array, as_scalar, is_known, with_nan
+from gc_nc.metrics.class_statistics import ClassStatistics, as_statistics
 
 # Smaller sums of squares may have lost terms to underflow.
 _SMALLEST_SQUARE = float(jnp.finfo(jnp.float32).tiny / jnp.finfo(jnp.float32).eps)
@@ -25,11 +25,16 @@ def cdnv_matrix(stats: ClassStatistics) -> Float[Array, "C C"]:
       example, or whose distance float32 cannot square (past 1e19, or below 3e-16 and not 0). Equal
       means give inf, or NaN (0/0) where both variances are 0 too.
     """
-    variances = stats.variances
-    pairs = _ordered_pairs(stats)
+    stats = as_statistics(stats)
+    return with_nan(~_ordered_pairs(stats), _cdnv_of_pairs(stats))
+
+
+def _cdnv_of_pairs(stats: ClassStatistics) -> Float[Array, "C C"]:
+    """V_ij of ordered pairs, 0 elsewhere."""
+    variances = stats.known_variances
     numerator = variances[:, None] + variances[None, :]
-    numerator = jnp.where(pairs, numerator, 0)
-    return jnp.where(pairs, numerator / 2 / squared_distances(stats), jnp.nan)
+    numerator = jnp.where(_ordered_pairs(stats), numerator, 0)
+    return numerator / 2 / squared_distances(stats)
 
 
 def neural_collapse(stats: ClassStatistics) -> Float[Array, ""]:
@@ -40,8 +45,9 @@ def neural_collapse(stats: ClassStatistics) -> Float[Array, ""]:
     Raises:
       ValueError: fewer than two classes have an example (outside jit; under jit NaN).
     """
+    stats = as_statistics(stats)
     pairs = checked_pairs(stats)
-    return jnp.sum(jnp.where(pairs, cdnv_matrix(stats), 0)) / jnp.sum(pairs)
+    return unless_too_few(jnp.sum(_cdnv_of_pairs(stats)) / number_of(pairs), stats)
 
 
 def geometric_collapse(gc: Float[Array, ""] | float, stats: ClassStatistics) -> Float[Array, ""]:
@@ -61,11 +67,21 @@ def geometric_collapse(gc: Float[Array, ""] | float, stats: ClassStatistics) -> 
       ValueError: a `gc` that is no scalar or (outside jit; under jit NaN) negative; fewer than two
         classes have an example (outside jit; under jit NaN).
     """
-    gc = as_scalar(gc, "gc")
+    gc, stats = as_scalar(gc, "gc"), as_statistics(stats)
     pairs = checked_pairs(stats)
     inverse = jnp.where(pairs, 1 / squared_distances(stats), 0)
-    k = stats.num_present
-    return jnp.where(k < 2, jnp.nan, gc * jnp.sum(inverse) / jnp.maximum(k - 1, 1))
+    others = jnp.maximum(stats.num_present - 1, 1).astype(jnp.float32)
+    return unless_too_few(gc * jnp.sum(inverse) / others, stats)
+
+
+def unless_too_few(value: Array, stats: ClassStatistics) -> Float[Array, ""]:
+    """NaN where fewer than two classes are present, which only under jit is not an error."""
+    return with_nan(stats.num_present < 2, value)
+
+
+def number_of(pairs: Bool[Array, "C C"]) -> Float[Array, ""]:
+    """How many, at least 1."""
+    return jnp.maximum(jnp.sum(pairs, dtype=jnp.float32), 1)
 
 
 def _ordered_pairs(stats: ClassStatistics) -> Bool[Array, "C C"]:
@@ -76,7 +92,7 @@ def _ordered_pairs(stats: ClassStatistics) -> Bool[Array, "C C"]:
 def checked_pairs(stats: ClassStatistics) -> Bool[Array, "C C"]:
     """Which (i, j) are ordered pairs of present classes; refuses fewer than two classes."""
     num_present = stats.num_present
-    if not isinstance(num_present, jax.core.Tracer) and num_present < 2:
+    if is_known(num_present) and num_present < 2:
         raise ValueError(
             f"{int(num_present)} of {stats.counts.size} classes have an example;"
             " collapse compares at least 2"
@@ -101,7 +117,7 @@ def squared_distances(stats: ClassStatistics) -> Float[Array, "C C"]:
         # and what is left of a tiny one is rounding.
         differs = jnp.max(jnp.abs(differences), axis=1) > 0
         unknown = jnp.isinf(squares) | (differs & (squares < _SMALLEST_SQUARE))
-        return jnp.where(unknown, jnp.nan, squares)
+        return with_nan(unknown, squares)
 
     squares = jax.lax.map(squared_distances_from, (offsets, residuals))
     return jnp.where(_ordered_pairs(stats), squares, 1)

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Shaped
 
-from gc_nc.array_types import Array, as_floating
-from gc_nc.metrics.class_statistics import ClassStatistics
+from gc_nc.array_types import Array, as_floating, is_known, with_nan
+from gc_nc.metrics.class_statistics import ClassStatistics, as_statistics
+from gc_nc.metrics.collapse import unless_too_few
 
 _EPS = float(jnp.finfo(jnp.float32).eps)
 _TINY = float(jnp.finfo(jnp.float32).tiny)
@@ -64,28 +65,29 @@ def nc1(stats: ClassStatistics) -> Float[Array, ""]:
     Raises:
       ValueError: no scatter; fewer than two classes present (outside jit; under jit NaN).
     """
+    stats = as_statistics(stats)
     if stats.scatter is None:
         raise ValueError("nc1 needs the scatter; gather the statistics with scatter=True")
     check_enough_classes(stats)
     means, scale, rounding = _centred_means(stats)
-    inverse = _pseudo_inverse(means, 2 * jnp.sqrt(stats.num_present) * rounding)
+    inverse = _pseudo_inverse(means, 2 * jnp.sqrt(_at_least_two(stats)) * rounding)
     # pinv of the unscaled means: its square, like that of the scale, may be out of range.
     unscaled = inverse / scale
-    within = stats.scatter / jnp.sum(stats.counts)
+    within = stats.scatter / _at_least_one(jnp.sum(stats.counts))
     value = jnp.sum(unscaled * jnp.matmul(within, unscaled, precision="highest"))
 
     coincide = _some_means_coincide(stats.present, means, inverse, rounding)
     variance = jnp.trace(within)
     varies = _safe_sqrt(variance) > rounding * scale
-    degenerate = jnp.where(varies & jnp.isfinite(variance), jnp.inf, jnp.nan)
+    degenerate = with_nan(~(varies & jnp.isfinite(variance)), jnp.full_like(value, jnp.inf))
     # What products below the smallest normal number, flushed to 0, can have taken away.
     lost = _TINY * means.shape[1] * jnp.sum(unscaled**2)
     # And what the rounding of a scatter mostly outside of the means' span puts into it.
     unresolved = _EPS / 10 * variance * jnp.sum(unscaled**2)
     known = jnp.isfinite(value) & (value >= unresolved) & (lost <= 1e-6 * value + _EPS**2)
-    value = jnp.where(coincide, degenerate, jnp.where(known, value, jnp.nan))
+    value = jnp.where(coincide, degenerate, with_nan(~known, value))
     _warn_if(jnp.isinf(value), "two class means coincide: nc1 is inf, not collapse")
-    return _unless_too_few(value, stats)
+    return unless_too_few(value, stats)
 
 
 def nc2(stats: ClassStatistics) -> NC2:
@@ -101,8 +103,9 @@ def nc2(stats: ClassStatistics) -> NC2:
     Raises:
       ValueError: fewer than two classes present (outside jit; under jit NaN).
     """
+    stats = as_statistics(stats)
     check_enough_classes(stats)
-    present, k = stats.present, stats.num_present
+    present, k = stats.present, _at_least_two(stats)
     pairs = present[:, None] & present[None, :] & ~jnp.eye(present.size, dtype=bool)
     means, _, rounding = _centred_means(stats)
     lengths = _safe_sqrt(jnp.sum(means**2, axis=1))
@@ -119,7 +122,8 @@ def nc2(stats: ClassStatistics) -> NC2:
     from_simplex = jnp.where(pairs, jnp.abs(cosines + 1 / (k - 1)), 0)
     gram = jnp.matmul(means, means.T, precision="highest")
     gram_norm = _safe_sqrt(jnp.sum(gram**2))
-    simplex = (jnp.diag(present) - jnp.outer(present, present) / k) / jnp.sqrt(k - 1)
+    ones = present.astype(jnp.float32)
+    simplex = (jnp.diag(ones) - jnp.outer(ones, ones) / k) / jnp.sqrt(k - 1)
     error = gram / jnp.where(gram_norm > 0, gram_norm, 1) - simplex
 
     fields = NC2(
@@ -136,7 +140,7 @@ def nc2(stats: ClassStatistics) -> NC2:
     )
     return NC2(
         *(
-            _unless_too_few(jnp.where(infinitely, jnp.inf, value), stats)
+            unless_too_few(jnp.where(infinitely, jnp.inf, value), stats)
             for value, infinitely in zip(fields, infinite, strict=True)
         )
     )
@@ -159,6 +163,7 @@ def nc3(stats: ClassStatistics, head_kernel: Shaped[Array, "rows columns"]) -> F
       ValueError: a kernel of another shape; fewer than two classes present (outside jit; under jit
         NaN).
     """
+    stats = as_statistics(stats)
     num_classes, embedding_dim = stats.mean_offsets.shape
     head_kernel = as_floating(head_kernel, "head_kernel")
     if head_kernel.shape != (embedding_dim, num_classes):
@@ -176,27 +181,33 @@ def nc3(stats: ClassStatistics, head_kernel: Shaped[Array, "rows columns"]) -> F
     means = means / jnp.where(coincide, 1, _safe_sqrt(jnp.sum(means**2)))
     head = head / jnp.where(largest > 0, _safe_sqrt(jnp.sum(head**2)), 1)
     value = jnp.where(coincide, jnp.inf, jnp.sum((means - head) ** 2))
-    value = jnp.where((largest > 0) & jnp.isfinite(largest), value, jnp.nan)
+    value = with_nan(~((largest > 0) & jnp.isfinite(largest)), value)
     _warn_if(jnp.isinf(value), "all class means coincide: nc3 is inf, not collapse")
-    return _unless_too_few(value, stats)
+    return unless_too_few(value, stats)
 
 
 def check_enough_classes(stats: ClassStatistics) -> None:
     """Raises ValueError for concrete statistics with fewer than two classes present."""
     num_present = stats.num_present
-    if not isinstance(num_present, jax.core.Tracer) and num_present < 2:
+    if is_known(num_present) and num_present < 2:
         raise ValueError(
             f"{int(num_present)} of {stats.counts.size} classes have an example;"
             " neural collapse compares at least 2"
         )
 
 
-def _unless_too_few(value: Array, stats: ClassStatistics) -> Float[Array, ""]:
-    return jnp.where(stats.num_present < 2, jnp.nan, value)
+def _at_least_two(stats: ClassStatistics) -> Float[Array, ""]:
+    """k, where there is anything to compare."""
+    return jnp.maximum(stats.num_present, 2).astype(jnp.float32)
+
+
+def _at_least_one(count: Float[Array, ""]) -> Float[Array, ""]:
+    """A count, or 1 for none."""
+    return jnp.where(count == 0, 1, count)
 
 
 def _warn_if(condition: Bool[Array, ""], message: str) -> None:
-    if not isinstance(condition, jax.core.Tracer) and bool(condition):
+    if is_known(condition) and bool(condition):
         warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
@@ -214,12 +225,13 @@ def _centred_means(
     mean or a variance is not finite. The rounding is 4 eps sqrt(mean_i |m_i|^2 + v_i): a mean is
     exact to about an eps of its distance from the centre and of the spread of its examples.
     """
-    present, k = stats.present[:, None], jnp.maximum(stats.num_present, 1)
+    present = stats.present[:, None]
+    k = jnp.maximum(stats.num_present, 1).astype(jnp.float32)
     offsets = jnp.where(present, stats.mean_offsets, 0)
     residuals = jnp.where(present, stats.mean_offset_residuals, 0)
-    deviations = jax.lax.stop_gradient(jnp.sqrt(jnp.where(stats.present, stats.variances, 0)))
+    deviations = jax.lax.stop_gradient(jnp.sqrt(stats.known_variances))
     largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.abs(offsets)), jnp.max(deviations)))
-    largest = jnp.where(jnp.isfinite(largest), jnp.where(largest > 0, largest, 1), jnp.nan)
+    largest = with_nan(~jnp.isfinite(largest), jnp.where(largest > 0, largest, 1))
     deviations = deviations / largest
 
     # Any nearby point serves first, if all are held against the same one; what it lacks of the
@@ -242,7 +254,7 @@ def _pseudo_inverse(means: Float[Array, "C K"], cutoff: Float[Array, ""]) -> Flo
     kept = singular > cutoff
     inverse = jnp.where(kept, 1 / jnp.where(kept, singular, 1), 0)
     # A comparison with NaN would drop every direction and read as 0.
-    inverse = jnp.where(jnp.isnan(singular), jnp.nan, inverse)
+    inverse = with_nan(jnp.isnan(singular), inverse)
     return jnp.matmul(right.T * inverse[None], left.T, precision="highest")
 
 
@@ -275,8 +287,9 @@ def _some_means_coincide(
     that the pseudo-inverse dropped. Means on a line, or in any other subspace, do not coincide.
     """
     means, inverse, rounding = jax.lax.stop_gradient((means, inverse, rounding))
+    numbers = jnp.arange(present.size, dtype=jnp.int32)
     rank = jnp.sum(inverse.T * means)
-    full_rank = rank > jnp.sum(present) - 1.5
+    full_rank = rank > jnp.sum(present, dtype=jnp.float32) - 1.5
 
     def search():
         dropped = means - jnp.matmul(
@@ -287,9 +300,9 @@ def _some_means_coincide(
             distances = jnp.sum((means - means[i][None]) ** 2, axis=1)
             lost = jnp.sum((dropped - dropped[i][None]) ** 2, axis=1)
             close = (distances <= rounding**2) | (lost > distances / 2)
-            return jnp.any(close & present & present[i] & (jnp.arange(present.size) > i))
+            return jnp.any(close & present & present[i] & (numbers > i))
 
-        return jnp.any(jax.lax.map(coincides_with_a_later_one, jnp.arange(present.size)))
+        return jnp.any(jax.lax.map(coincides_with_a_later_one, numbers))
 
     # At full rank no two coincide, and the search over pairs costs O(C^2 K).
     return jax.lax.cond(full_rank, lambda: jnp.zeros_like(full_rank), search)

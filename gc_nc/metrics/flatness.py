@@ -21,10 +21,11 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
 from matfree import stochtrace
 
-from gc_nc.array_types import Array, nan_where
+from gc_nc.array_types import Array, as_scalar, check_known, check_whole, nan_where
 from gc_nc.compilation import jit_for_device
+from gc_nc.metrics.argument_checks import as_key, check_function
 from gc_nc.metrics.functions_by_value import comparable
-from gc_nc.metrics.jacobian_estimators import Estimate
+from gc_nc.metrics.jacobian_estimators import Estimate, signs
 from gc_nc.metrics.jacobian_products import staged, varying_like, weighted_mean
 
 LossFn = Callable[[Any], jax.Array]
@@ -65,9 +66,7 @@ def hessian_trace(loss_fn: LossFn, params: Any, key: Array, *, num_probes: int =
     Raises:
       ValueError: `num_probes` below 1, and as `squared_gradient_norm`.
     """
-    if num_probes < 1:
-        raise ValueError(f"num_probes={num_probes} must be at least 1")
-
+    num_probes, key = check_whole(num_probes, 1, "num_probes"), as_key(key)
     compiled = _compile(loss_fn, params)
     keys = jax.random.split(key, num_probes)
     # One after the other: all at once would hold the activations of every probe. On the host where
@@ -81,8 +80,11 @@ def hessian_trace(loss_fn: LossFn, params: Any, key: Array, *, num_probes: int =
 
 def _probed_trace(loss, theta, key):
     hessian_product = _hessian_product(loss, theta)
-    signs = stochtrace.sampler_signs(theta, num=1)
-    return stochtrace.estimator_monte_carlo(stochtrace.monte_carlo_trace(), signs)(
+
+    def draw(key):
+        return signs(key, (1, theta.size))
+
+    return stochtrace.estimator_monte_carlo(stochtrace.monte_carlo_trace(), draw)(
         hessian_product, key
     )
 
@@ -111,9 +113,7 @@ def hessian_top_eigenvalue(
     Raises:
       ValueError: `num_iterations` below 1, and as `squared_gradient_norm`.
     """
-    if num_iterations < 1:
-        raise ValueError(f"num_iterations={num_iterations} must be at least 1")
-
+    num_iterations, key = check_whole(num_iterations, 1, "num_iterations"), as_key(key)
     compiled = _compile(loss_fn, params)
     # Ours and not matfree's, whose loop is compiled whole: see hessian_trace.
     if staged():
@@ -207,9 +207,10 @@ def sam_sharpness(loss_fn: LossFn, params: Any, *, rho: float = 0.05) -> Float[A
       ValueError: `rho` negative or not finite (outside jit; under jit NaN), and as
         `squared_gradient_norm`.
     """
-    rho = jnp.asarray(rho, jnp.float32)
-    rho = nan_where(~((rho >= 0) & (rho < jnp.inf)), rho, "rho", "must be 0 or more and finite")
-
+    needed = "must be 0 or more and finite"
+    check_known(rho, lambda known: 0 <= known < jnp.inf, "rho", needed)
+    rho = as_scalar(rho, "rho")
+    rho = nan_where(~(rho < jnp.inf), rho, "rho", needed)
     return _compile(loss_fn, params)(params, rho, measure=_sharpness)
 
 
@@ -228,6 +229,7 @@ def _compile(loss_fn: LossFn, params: Any) -> Callable:
 
     The measure is static; the loss it gets is a function of one flat vector in float32 or better.
     """
+    check_function(loss_fn, "loss_fn", "from parameters to a scalar")
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
@@ -250,10 +252,7 @@ def _compile(loss_fn: LossFn, params: Any) -> Callable:
 
 
 def _cast_up(params):
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32)),
-        params,
-    )
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
 
 
 def _evaluate(loss_fn, params, *arguments, measure):

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Shaped
 
-from gc_nc.array_types import Array, EmbedFn
+from gc_nc.array_types import Array, EmbedFn, check_whole
 from gc_nc.metrics import jacobian_products as products
+from gc_nc.metrics.argument_checks import as_key
+from gc_nc.metrics.traced_functions import has_forward_mode
 
 
 class Estimate(NamedTuple):
@@ -50,12 +52,18 @@ def estimate_jacobian_norms(
     """
     if method not in ESTIMATION_METHODS:
         raise ValueError(f"method={method!r} is not one of: {', '.join(ESTIMATION_METHODS)}")
-    if num_probes < 1:
-        raise ValueError(f"num_probes={num_probes} must be at least 1")
+    num_probes, key = check_whole(num_probes, 1, "num_probes"), as_key(key)
     inputs, embedding_dim = products.check_embedding(embed_fn, inputs)
     input_dim = inputs[0].size
     # A key an example: padding the batch does not change what the others draw.
-    example_keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(inputs.shape[0]))
+    examples = jnp.arange(inputs.shape[0], dtype=jnp.int32)
+    example_keys = jax.vmap(partial(jax.random.fold_in, key))(examples)
+    forward = method.startswith("input") or (method == "deflated" and num_probes > 2)
+    if forward and not has_forward_mode(embed_fn, inputs):
+        raise ValueError(
+            f"method={method!r} needs Jacobian-vector products, but a part of this embed_fn has"
+            " jax.custom_vjp, which gives none; take method='output_probes'"
+        )
     if method == "deflated":
         chunk = products.chunk_length(inputs.shape[0], chunk_size)
         chunk = max(1, min(chunk, products.PRODUCTS_PER_BLOCK // num_probes))
@@ -158,7 +166,13 @@ def _draw(example_keys, rows, draw_fn):
 
 def random_signs(example_keys, rows, dim) -> jax.Array:
     """(R, n, dim) independent signs."""
-    return _draw(example_keys, rows, lambda key: jax.random.rademacher(key, (dim,), jnp.float32))
+    return _draw(example_keys, rows, lambda key: signs(key, (dim,)))
+
+
+def signs(key, shape) -> jax.Array:
+    """Independent signs, as jax.random.rademacher draws them where 64 bits are off."""
+    positive = jax.random.bernoulli(key, jnp.float32(0.5), shape)
+    return jnp.where(positive, jnp.float32(1), jnp.float32(-1))
 
 
 def _output_probe_squares(embed_fn, inputs, example_keys, rows):
@@ -174,8 +188,9 @@ def _input_probe_squares(embed_fn, inputs, example_keys, rows):
 
 def _random_units(example_keys, rows, dim):
     """(R, n, dim): one-hot of place `row` in a random order of the dimensions, an order a key."""
-    order = jax.vmap(lambda key: jax.random.permutation(key, dim))(example_keys)
-    return jax.nn.one_hot(order[:, jnp.minimum(rows, dim - 1)].T, dim)
+    places = jnp.arange(dim, dtype=jnp.int32)
+    order = jax.vmap(lambda key: jax.random.permutation(key, places))(example_keys)
+    return jax.nn.one_hot(order[:, jnp.minimum(rows, dim - 1)].T, dim, dtype=jnp.float32)
 
 
 def _output_dim_squares(embed_fn, inputs, example_keys, rows):
@@ -194,15 +209,19 @@ def _entry_squares(embed_fn, inputs, example_keys, rows):
 
     def random_units(embeddings):
         dim = embeddings.shape[1]
-        drawn = _draw(example_keys, rows, lambda key: jax.random.randint(key, (), 0, dim))
-        return jax.nn.one_hot(drawn, dim)
+        drawn = _draw(example_keys, rows, lambda key: _random_place(key, dim))
+        return jax.nn.one_hot(drawn, dim, dtype=jnp.float32)
 
-    jacobian_rows = products.pull_back(embed_fn, inputs, random_units)
+    jacobian_rows, embeddings = products.pull_back(embed_fn, inputs, random_units)
     jacobian_rows = jacobian_rows.reshape(*jacobian_rows.shape[:2], -1)
     dim = jacobian_rows.shape[2]
     column_keys = jax.vmap(lambda key: jax.random.fold_in(key, 2**32 - 1))(example_keys)
-    drawn = _draw(column_keys, rows, lambda key: jax.random.randint(key, (), 0, dim))
-    return jnp.take_along_axis(jacobian_rows, drawn[..., None], axis=2)[..., 0] ** 2
+    drawn = _draw(column_keys, rows, lambda key: _random_place(key, dim))
+    return jnp.take_along_axis(jacobian_rows, drawn[..., None], axis=2)[..., 0] ** 2, embeddings
+
+
+def _random_place(key, dim):
+    return jax.random.randint(key, (), 0, dim, jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,16 +233,16 @@ class _DeflatedBlock:
     def __call__(self, embed_fn, inputs, example_keys, first_row):
         num_basis = self.num_probes // 3
         num_rest = self.num_probes - 2 * num_basis
-        probe_rows = first_row + jnp.arange(num_rest)
+        probe_rows = first_row + jnp.arange(num_rest, dtype=jnp.int32)
         if not num_basis:
-            squares = _output_probe_squares(embed_fn, inputs, example_keys, probe_rows)
-            return jnp.mean(squares, axis=0)
+            squares, embeddings = _output_probe_squares(embed_fn, inputs, example_keys, probe_rows)
+            return jnp.mean(squares, axis=0), embeddings
         tangents = _draw(
             example_keys,
-            num_rest + jnp.arange(num_basis),
-            lambda key: jax.random.normal(key, (inputs[0].size,)),
+            num_rest + jnp.arange(num_basis, dtype=jnp.int32),
+            lambda key: jax.random.normal(key, (inputs[0].size,), jnp.float32),
         )
-        sketch = jax.lax.stop_gradient(products.push_forward(embed_fn, inputs, tangents))
+        sketch = jax.lax.stop_gradient(products.push_forward(embed_fn, inputs, tangents)[0])
         # (n, K, q); any orthonormal basis is right, so that a sketch of low rank does no harm.
         basis = jnp.linalg.qr(jnp.moveaxis(sketch, 0, 2))[0]
         num_basis = basis.shape[2]
@@ -234,5 +253,6 @@ class _DeflatedBlock:
             rest = signs - jnp.einsum("nkq,rnq->rnk", basis, inside)
             return jnp.concatenate([jnp.moveaxis(basis, 2, 0), rest])
 
-        squares = products.pull_back_squares(embed_fn, inputs, cotangents)
-        return jnp.sum(squares[:num_basis], axis=0) + jnp.mean(squares[num_basis:], axis=0)
+        squares, embeddings = products.pull_back_squares(embed_fn, inputs, cotangents)
+        inside, rest = squares[:num_basis], squares[num_basis:]
+        return jnp.sum(inside, axis=0) + jnp.mean(rest, axis=0), embeddings

@@ -13,8 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gc_nc.array_types import Array, EmbedFn, as_floating, as_weights
+from gc_nc.array_types import (
+    Array,
+    EmbedFn,
+    as_floating,
+    as_weights,
+    check_whole,
+    is_known,
+    with_nan,
+)
 from gc_nc.compilation import jit_for_device
+from gc_nc.metrics import mixing_check
+from gc_nc.metrics.argument_checks import check_function
 from gc_nc.metrics.functions_by_value import comparable
 
 #: Examples times products that one block carries. Large enough for a CPU's matmuls to run at full
@@ -25,44 +35,49 @@ _DEFAULT_CHUNK_SIZE = 32
 # slowness of convolutions inside an XLA loop.
 _MAX_UNROLLED_BLOCKS = 64
 
-#: (embed_fn, inputs (n, *input), auxiliary of the examples, first row) -> (n, ...), not negative
-Block = Callable[[EmbedFn, jax.Array, jax.Array | None, jax.Array], jax.Array]
-#: (embed_fn, inputs (n, *input), auxiliary of the examples, rows (R,)) -> (R, n)
-SquaresFn = Callable[[EmbedFn, jax.Array, jax.Array | None, jax.Array], jax.Array]
+# Blocks and products return the embeddings too, which they have computed anyway.
+
+#: (embed_fn, inputs (n, *input), auxiliary of the examples, first row)
+#: -> (n, ...), not negative, and the embeddings (n, K)
+Block = Callable[[EmbedFn, jax.Array, jax.Array | None, jax.Array], tuple[jax.Array, jax.Array]]
+#: (embed_fn, inputs (n, *input), auxiliary of the examples, rows (R,)) -> (R, n), (n, K)
+SquaresFn = Callable[[EmbedFn, jax.Array, jax.Array | None, jax.Array], tuple[jax.Array, jax.Array]]
 
 
-def pull_back_squares(embed_fn, inputs, cotangents_fn) -> jax.Array:
+def pull_back_squares(embed_fn, inputs, cotangents_fn) -> tuple[jax.Array, jax.Array]:
     """(R, n): |c^T J(x)|^2 for cotangents_fn(embeddings) of shape (R, n, K), by one VJP each."""
-    return _squared_norms(pull_back(embed_fn, inputs, cotangents_fn))
+    products, embeddings = pull_back(embed_fn, inputs, cotangents_fn)
+    return _squared_norms(products), embeddings
 
 
-def pull_back(embed_fn, inputs, cotangents_fn) -> jax.Array:
+def pull_back(embed_fn, inputs, cotangents_fn) -> tuple[jax.Array, jax.Array]:
     """(R, n, *input): c^T J(x)."""
     embeddings, vjp_fn = jax.vjp(embed_fn, inputs)
     cotangents = varying_like(cotangents_fn(embeddings).astype(embeddings.dtype), embeddings)
     (products,) = jax.vmap(vjp_fn)(cotangents)
-    return _where_finite(embeddings, products)
+    return _where_finite(embeddings, products), embeddings
 
 
-def push_forward(embed_fn, inputs, tangents) -> jax.Array:
+def push_forward(embed_fn, inputs, tangents) -> tuple[jax.Array, jax.Array]:
     """(R, n, K): J(x) u for tangents (R, n, D), by one JVP each."""
 
     def product(tangent):
         embeddings, product = jax.jvp(embed_fn, (inputs,), (tangent.reshape(inputs.shape),))
-        return _where_finite(embeddings, product[None])[0]
+        return _where_finite(embeddings, product[None])[0], embeddings
 
-    return jax.vmap(product)(tangents.astype(inputs.dtype))
+    return jax.vmap(product, out_axes=(0, None))(tangents.astype(inputs.dtype))
 
 
 def _where_finite(embeddings, products):
     """NaN for examples without a finite embedding: ReLU takes NaN to slope 0, "perfectly flat"."""
     finite = jnp.all(jnp.isfinite(embeddings), axis=1)
-    return jnp.where(finite.reshape(1, -1, *[1] * (products.ndim - 2)), products, jnp.nan)
+    return with_nan(~finite.reshape(1, -1, *[1] * (products.ndim - 2)), products)
 
 
-def push_forward_squares(embed_fn, inputs, tangents) -> jax.Array:
+def push_forward_squares(embed_fn, inputs, tangents) -> tuple[jax.Array, jax.Array]:
     """(R, n): |J(x) u|^2."""
-    return _squared_norms(push_forward(embed_fn, inputs, tangents))
+    products, embeddings = push_forward(embed_fn, inputs, tangents)
+    return _squared_norms(products), embeddings
 
 
 def _squared_norms(products):
@@ -77,21 +92,22 @@ class RowBlock:
     size: int
     num_rows: int
 
-    def __call__(self, embed_fn, inputs, auxiliary, first_row) -> jax.Array:
-        """Returns (n,)."""
-        rows = first_row + jnp.arange(self.size)
-        squares = self.squares_fn(embed_fn, inputs, auxiliary, rows)
-        return jnp.sum(jnp.where((rows < self.num_rows)[:, None], squares, 0), axis=0)
+    def __call__(self, embed_fn, inputs, auxiliary, first_row) -> tuple[jax.Array, jax.Array]:
+        """Returns (n,) and the embeddings."""
+        rows = first_row + jnp.arange(self.size, dtype=jnp.int32)
+        squares, embeddings = self.squares_fn(embed_fn, inputs, auxiliary, rows)
+        squares = jnp.where((rows < self.num_rows)[:, None], squares, 0)
+        return jnp.sum(squares, axis=0), embeddings
 
 
 def chunk_length(num_examples: int, chunk_size: int | None) -> int:
     """Examples in a chunk: equal ones, which waste least on the remainder.
 
     Raises:
-      ValueError: `chunk_size` below 1.
+      ValueError: `chunk_size` below 1 or not whole.
     """
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+    if chunk_size is not None:
+        chunk_size = check_whole(chunk_size, 1, "chunk_size")
     return math.ceil(num_examples / math.ceil(num_examples / (chunk_size or _DEFAULT_CHUNK_SIZE)))
 
 
@@ -149,6 +165,9 @@ def sum_over_blocks(
 
     if not staged():
         compiled = compile_block(embed_fn)
+        if chunk == 1 < num_examples and not mixing_check.is_switched_off():
+            # Alone, an example has no other to mix with.
+            compiled(inputs[:2], None, 0, block=embeddings_of)
         sums = []
         for index in padded:
             x, aux = take(index)
@@ -158,17 +177,28 @@ def sum_over_blocks(
         return jnp.concatenate(sums)[:num_examples]
 
     first_rows = range(0, max(int(np.max(num_rows)), 1), rows_per_block)
-    block = partial(_evaluate_block, embed_fn, block=block)
+    evaluate = partial(_evaluate_block, embed_fn, block=block)
+
+    def block(*arguments):
+        return evaluate(*arguments)[0]
+
     if jax.default_backend() == "cpu" and num_chunks * len(first_rows) <= _MAX_UNROLLED_BLOCKS:
         sums = _chained_blocks(block, take, padded, first_rows)
     else:
-        sums = _looped_blocks(block, take, padded, jnp.asarray(first_rows))
+        sums = _looped_blocks(block, take, padded, jnp.asarray(first_rows, jnp.int32))
     return sums.reshape(-1, *sums.shape[2:])[:num_examples]
+
+
+def embeddings_of(embed_fn, inputs, auxiliary, first_row):
+    """A block of the embeddings alone."""
+    del auxiliary, first_row
+    embeddings = embed_fn(inputs)
+    return embeddings, embeddings
 
 
 def _evaluate_block(embed_fn, inputs, auxiliary, first_row, *, block):
     def embed(x):
-        return embed_fn(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+        return _embed(embed_fn, x).astype(jnp.float32)
 
     # TF32 and bfloat16 passes would ruin the norm; this governs what embed_fn itself left open.
     with jax.default_matmul_precision("highest"):
@@ -186,11 +216,24 @@ _evaluate_compiled = jit_for_device(_evaluate_block, static_argnames="block")
 
 
 def compile_block(embed_fn: EmbedFn) -> Callable:
-    """A compiled block, shared between calls only where a shared one cannot be stale."""
+    """A compiled block, shared between calls only where a shared one cannot be stale.
+
+    At its first call with concrete arrays it looks whether examples mix, and warns.
+    """
     shared = comparable(embed_fn)
     if shared is not None:
-        return partial(_evaluate_compiled, shared)
-    return jit_for_device(partial(_evaluate_block, embed_fn), static_argnames="block")
+        evaluate = partial(_evaluate_compiled, shared)
+        check = mixing_check.MixingCheck(embed_fn, mixing_check.program_of(shared))
+    else:
+        evaluate = jit_for_device(partial(_evaluate_block, embed_fn), static_argnames="block")
+        check = mixing_check.MixingCheck(embed_fn)
+
+    def compiled(inputs, auxiliary, first_row, *, block):
+        values, embeddings = evaluate(inputs, auxiliary, first_row, block=block)
+        check(lambda x: evaluate(x, auxiliary, first_row, block=block)[1], inputs, embeddings)
+        return values
+
+    return compiled
 
 
 def _chained_blocks(block, take, padded, first_rows):
@@ -201,7 +244,7 @@ def _chained_blocks(block, take, padded, first_rows):
     schedules. Blocks have no negative values, which XLA does not know.
     """
     sums = []
-    previous = jnp.zeros(())
+    previous = jnp.zeros((), jnp.float32)
     for index in padded:
         total = 0.0
         for row in first_rows:
@@ -224,7 +267,7 @@ def _looped_blocks(block, take, padded, first_rows):
         like = jax.eval_shape(block, x, aux, first_rows[0])
         return jax.lax.scan(add_block, jnp.zeros_like(like), first_rows)[0]
 
-    return jax.lax.map(chunk_sums, jnp.asarray(padded))
+    return jax.lax.map(chunk_sums, jnp.asarray(padded, jnp.int32))
 
 
 def staged() -> bool:
@@ -233,7 +276,15 @@ def staged() -> bool:
 
 
 def _embed(embed_fn, inputs):
-    return embed_fn(inputs)
+    try:
+        return embed_fn(inputs)
+    except (TypeError, ValueError, AssertionError) as error:
+        cause = next(iter(str(error).splitlines()), "")
+        raise ValueError(
+            f"embed_fn fails for {inputs.shape[0]} examples of shape {inputs.shape[1:]}"
+            f" ({type(error).__name__}: {cause}); it must take any number of examples, or else"
+            " chunk_size must be the number that it takes"
+        ) from error
 
 
 def check_embedding(embed_fn: EmbedFn, inputs: Array) -> tuple[jax.Array, int]:
@@ -242,6 +293,7 @@ def check_embedding(embed_fn: EmbedFn, inputs: Array) -> tuple[jax.Array, int]:
     Raises:
       ValueError: no examples, or `embed_fn` does not return real (B, K).
     """
+    check_function(embed_fn, "embed_fn", "(B, *input) -> (B, K)")
     inputs = as_floating(inputs, "inputs")
     if inputs.ndim == 0 or inputs.shape[0] == 0:
         raise ValueError(f"inputs of shape {inputs.shape} hold no example; at least 1 is needed")
@@ -251,7 +303,7 @@ def check_embedding(embed_fn: EmbedFn, inputs: Array) -> tuple[jax.Array, int]:
         output = jax.eval_shape(_embed, shared, inputs)
     else:
         # A new function each time: eval_shape would remember the shape of an old state.
-        output = jax.eval_shape(lambda x: embed_fn(x), inputs)
+        output = jax.eval_shape(lambda x: _embed(embed_fn, x), inputs)
     shape = getattr(output, "shape", None)
     if shape is None:
         raise ValueError(
@@ -274,7 +326,7 @@ def mask_inputs(inputs: Array, weights: Array | None) -> tuple[jax.Array, jax.Ar
     if weights is None or inputs.ndim == 0 or inputs.shape[0] == 0:
         return inputs, None
     weights = as_weights(weights, inputs.shape[0])
-    if not isinstance(weights, jax.core.Tracer) and not bool(jnp.any(weights > 0)):
+    if is_known(weights) and not bool(jnp.any(weights > 0)):
         raise ValueError("all weights are 0, so no example counts; give one a weight above 0")
     counts = (weights > 0).reshape(-1, *[1] * (inputs.ndim - 1))
     stand_in = inputs[jnp.argmax(weights)][None]
@@ -285,8 +337,9 @@ def weighted_mean(values: Array, weights: Array | None) -> tuple[jax.Array, jax.
     """The mean and its standard error; for equal weights std(ddof=1) / sqrt(B)."""
     if weights is None:
         weights = jnp.ones_like(values)
-    # Sums and squares of what float32 only just holds would be out of range.
-    weights = weights / jax.lax.stop_gradient(jnp.max(weights))
+    # Sums and squares of what float32 only just holds would be out of range. A power of two, since
+    # XLA may multiply by a reciprocal, which it flushes to 0.
+    weights = weights / power_of_two_near(jnp.max(weights))
     size = power_of_two_near(jnp.max(jnp.where(weights > 0, jnp.abs(values), 0)))
     values = values / size
     total = jnp.sum(weights)
@@ -294,13 +347,14 @@ def weighted_mean(values: Array, weights: Array | None) -> tuple[jax.Array, jax.
     # Divided last: equal values have just that mean.
     mean = jnp.sum(weights * values) / total
     inverse_count = jnp.sum(shares**2)
-    variance = jnp.sum(shares * (values - mean) ** 2) * inverse_count / (1 - inverse_count)
     # The spread of one example is unknown, not 0.
-    known = jnp.sum(weights > 0) > 1
+    known = jnp.sum(weights > 0, dtype=jnp.int32) > 1
+    variance = jnp.sum(shares * (values - mean) ** 2) * inverse_count
+    variance = variance / jnp.where(known, 1 - inverse_count, 1)
     varies = variance > 0
     # At 0 the gradient of a square root is NaN; it is taken to be 0. NaN stays NaN.
     sem = jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1)), 0 * variance)
-    return size * mean, jnp.where(known, size * sem, jnp.nan)
+    return size * mean, with_nan(~known, size * sem)
 
 
 def power_of_two_near(size: jax.Array) -> jax.Array:

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from gc_nc.array_types import Array, EmbedFn, check_whole
+from gc_nc.array_types import Array, EmbedFn, check_whole, is_known, with_nan
 from gc_nc.metrics import jacobian_products as products
+from gc_nc.metrics.traced_functions import has_forward_mode
 
 
 def jacobian_norms(
@@ -28,7 +29,8 @@ def jacobian_norms(
 ) -> Float[Array, "B"]:
     """Exact |J(x_b)|_F^2 of each example, J = d embed_fn / dx.
 
-    Costs min(K, D) Jacobian products an example: K by reverse mode, or D by forward mode. With
+    Costs min(K, D) Jacobian products an example: K by reverse mode, or D by forward mode, which an
+    `embed_fn` with `jax.custom_vjp` does not have and which is then not used. With
     concrete inputs a host loop runs one compiled block over chunks of examples and blocks of rows;
     inside jit the same blocks are chained by a data dependency on the CPU and looped on the device
     elsewhere. Either way the memory in use follows `chunk_size`, not B x K x D.
@@ -63,11 +65,11 @@ def jacobian_norms(
     input_dim = inputs[0].size
     if input_dim == 0:
         return jnp.zeros(inputs.shape[0], inputs.dtype)
-    if isinstance(skip_inactive, np.bool_):
+    if getattr(skip_inactive, "dtype", None) == np.bool_:
         skip_inactive = bool(skip_inactive)
     if skip_inactive is not False:
         return _active_norms(embed_fn, inputs, embedding_dim, chunk_size, skip_inactive)
-    if input_dim < embedding_dim:
+    if input_dim < embedding_dim and has_forward_mode(embed_fn, inputs):
         squares_fn, num_rows = _column_squares, input_dim
     else:
         squares_fn, num_rows = _row_squares, embedding_dim
@@ -111,7 +113,7 @@ def _row_squares(embed_fn, inputs, auxiliary, rows):
     del auxiliary
 
     def unit_cotangents(embeddings):
-        unit = jax.nn.one_hot(rows, embeddings.shape[1])
+        unit = jax.nn.one_hot(rows, embeddings.shape[1], dtype=jnp.float32)
         return jnp.broadcast_to(unit[:, None, :], (rows.size, *embeddings.shape))
 
     return products.pull_back_squares(embed_fn, inputs, unit_cotangents)
@@ -119,7 +121,7 @@ def _row_squares(embed_fn, inputs, auxiliary, rows):
 
 def _column_squares(embed_fn, inputs, auxiliary, columns):
     del auxiliary
-    unit = jax.nn.one_hot(columns, inputs[0].size)
+    unit = jax.nn.one_hot(columns, inputs[0].size, dtype=jnp.float32)
     tangents = jnp.broadcast_to(unit[:, None, :], (columns.size, len(inputs), inputs[0].size))
     return products.push_forward_squares(embed_fn, inputs, tangents)
 
@@ -129,14 +131,15 @@ def _listed_row_squares(embed_fn, inputs, units, rows):
     listed = units[:, jnp.minimum(rows, units.shape[1] - 1)]
 
     def unit_cotangents(embeddings):
-        return jax.nn.one_hot(listed.T, embeddings.shape[1])
+        return jax.nn.one_hot(listed.T, embeddings.shape[1], dtype=jnp.float32)
 
     return products.pull_back_squares(embed_fn, inputs, unit_cotangents)
 
 
 def _active_units(embed_fn, inputs, auxiliary, first_row):
     del auxiliary, first_row
-    return (embed_fn(inputs) != 0).astype(jnp.float32)
+    embeddings = embed_fn(inputs)
+    return (embeddings != 0).astype(jnp.float32), embeddings
 
 
 def _inactive_squares(embed_fn, inputs, auxiliary, first_row):
@@ -144,10 +147,11 @@ def _inactive_squares(embed_fn, inputs, auxiliary, first_row):
     del auxiliary, first_row
 
     def cotangents(embeddings):
-        gaussian = jax.random.normal(jax.random.key(0), embeddings.shape)
+        gaussian = jax.random.normal(jax.random.key(0), embeddings.shape, jnp.float32)
         return jnp.where(embeddings == 0, gaussian, 0)[None]
 
-    return products.pull_back_squares(embed_fn, inputs, cotangents)[0]
+    squares, embeddings = products.pull_back_squares(embed_fn, inputs, cotangents)
+    return squares[0], embeddings
 
 
 @jax.custom_jvp
@@ -168,8 +172,8 @@ def _active_norms(embed_fn, inputs, embedding_dim, chunk_size, limit):
         return products.sum_over_blocks(embed_fn, inputs, None, block, chunk)
 
     active = over_chunks(_active_units) > 0
-    counts = jnp.sum(active, axis=1)
-    concrete = not isinstance(counts, jax.core.Tracer)
+    counts = jnp.sum(active, axis=1, dtype=jnp.int32)
+    concrete = is_known(counts)
     if limit is True:
         if not concrete:
             raise ValueError(
@@ -179,7 +183,7 @@ def _active_norms(embed_fn, inputs, embedding_dim, chunk_size, limit):
             )
         walked = np.asarray(counts)
     else:
-        check_whole(limit, 1, "skip_inactive")
+        limit = check_whole(limit, 1, "skip_inactive")
         walked = min(limit, embedding_dim)
     wrong = over_chunks(_inactive_squares) != 0
     short = counts > np.max(walked)
@@ -193,13 +197,13 @@ def _active_norms(embed_fn, inputs, embedding_dim, chunk_size, limit):
             f"skip_inactive={limit}, but an example has {int(jnp.max(counts))} active units; pass"
             " that or more"
         )
-    if inputs[0].size <= np.max(walked):
+    if inputs[0].size <= np.max(walked) and has_forward_mode(embed_fn, inputs):
         norms = products.sum_over_rows(
             embed_fn, inputs, None, _column_squares, inputs[0].size, chunk_size=chunk_size
         )
     else:
         # Active units first, each in its place otherwise.
-        units = jnp.argsort(~active, axis=1, stable=True)
+        units = jnp.argsort(~active, axis=1, stable=True).astype(jnp.int32)
         norms = products.sum_over_rows(
             embed_fn,
             inputs,
@@ -209,4 +213,4 @@ def _active_norms(embed_fn, inputs, embedding_dim, chunk_size, limit):
             chunk_size=chunk_size,
             num_walked=walked,
         )
-    return _not_differentiable(jnp.where(wrong | short, jnp.nan, norms))
+    return _not_differentiable(with_nan(wrong | short, norms))

@@ -2,11 +2,18 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from gc_nc.array_types import Array, as_floating, as_weights
-from gc_nc.metrics.class_statistics import ClassStatistics, two_sum
+from gc_nc.array_types import (
+    Array,
+    as_floating,
+    as_numbers,
+    as_weights,
+    is_known,
+    with_nan,
+)
+from gc_nc.metrics.argument_checks import check_rows
+from gc_nc.metrics.class_statistics import ClassStatistics, as_statistics, two_sum
 from gc_nc.metrics.collapse_geometry import check_enough_classes
 from gc_nc.metrics.jacobian_products import power_of_two_near
 
@@ -18,7 +25,7 @@ def nearest_class_mean(embeddings: Shaped[Array, "B K"], stats: ClassStatistics)
     their norm, one class at a time: memory is O(B K).
 
     Args:
-      embeddings: (B, K); half precision and integers are cast to float32.
+      embeddings: (B, K); all real numbers are cast to float32.
       stats: the class means.
 
     Returns:
@@ -27,11 +34,10 @@ def nearest_class_mean(embeddings: Shaped[Array, "B K"], stats: ClassStatistics)
     Raises:
       ValueError: another shape; fewer than two classes present (outside jit; under jit -1).
     """
+    stats = as_statistics(stats)
     check_enough_classes(stats)
     embeddings = as_floating(embeddings, "embeddings")
-    embedding_dim = stats.origin.shape[0]
-    if embeddings.ndim != 2 or embeddings.shape[1] != embedding_dim:
-        raise ValueError(f"embeddings of shape {embeddings.shape}; (B, {embedding_dim}) is needed")
+    check_rows(embeddings, stats.origin.size)
     present = stats.present
     means = jnp.where(present[:, None], stats.mean_offsets, 0)
     residuals = jnp.where(present[:, None], stats.mean_offset_residuals, 0)
@@ -56,7 +62,7 @@ def nearest_class_mean(embeddings: Shaped[Array, "B K"], stats: ClassStatistics)
 
     infinite = jnp.full_like(offsets[:, 0], jnp.inf)
     start = jnp.full_like(infinite, -1, jnp.int32), infinite, infinite
-    candidates = jnp.arange(present.size), means, residuals, present
+    candidates = jnp.arange(present.size, dtype=jnp.int32), means, residuals, present
     (labels, *_), _ = jax.lax.scan(closer, start, candidates)
     known = jnp.all(jnp.isfinite(means)) & (stats.num_present >= 2)
     return jnp.where(known & jnp.all(jnp.isfinite(offsets), axis=1), labels, -1)
@@ -87,13 +93,13 @@ def nc4(
         jit) all-zero weights, which give NaN under jit; fewer than two classes present (outside
         jit; under jit NaN).
     """
+    stats = as_statistics(stats)
     num_classes = stats.counts.size
     nearest = nearest_class_mean(embeddings, stats)
     batch = nearest.size
     if batch == 0:
         raise ValueError("nc4 of no examples; at least 1 is needed")
-    if not isinstance(predictions, jax.Array):
-        predictions = np.asarray(predictions)
+    predictions = as_numbers(predictions, "predictions")
     if predictions.shape not in ((batch,), (batch, num_classes)):
         raise ValueError(
             f"predictions of shape {predictions.shape} for {batch} embeddings and {num_classes}"
@@ -104,18 +110,21 @@ def nc4(
         logits = as_floating(predictions, "predictions")
         # -inf masks a class; only NaN and +inf leave the decision open.
         known = known & (jnp.max(logits, axis=1) < jnp.inf)
-        labels = jnp.argmax(logits, axis=1)
+        labels = jnp.argmax(logits, axis=1).astype(jnp.int32)
     elif jnp.issubdtype(predictions.dtype, jnp.integer):
         # Compared before the cast: a 64-bit label must not wrap around, nor C in an 8-bit one.
         if isinstance(predictions, jax.Array):
             predictions = predictions.astype(jnp.promote_types(predictions.dtype, jnp.int32))
-        labels = jnp.where((predictions >= 0) & (predictions < num_classes), predictions, -1)
+        exists = (predictions >= 0) & (predictions < num_classes)
+        labels = jnp.where(exists, predictions, -1).astype(jnp.int32)
     else:
         raise ValueError(f"predictions are {predictions.dtype}; integers or logits are needed")
-    weights = jnp.ones(batch) if weights is None else as_weights(weights, batch)
+    weights = jnp.ones(batch, jnp.float32) if weights is None else as_weights(weights, batch)
     any_counts = jnp.any(weights > 0)
-    if not isinstance(any_counts, jax.core.Tracer) and not bool(any_counts):
+    if is_known(any_counts) and not bool(any_counts):
         raise ValueError("all weights are 0, so no example counts; give one a weight above 0")
-    shares = weights / jnp.max(weights)
-    value = jnp.sum(jnp.where(labels != nearest, shares, 0)) / jnp.sum(shares)
-    return jnp.where(jnp.all(known | (weights == 0)), value, jnp.nan)
+    # A power of two near it, since XLA may multiply by a reciprocal, which it flushes to 0.
+    shares = weights / power_of_two_near(jnp.max(weights))
+    total = jnp.sum(shares)
+    value = jnp.sum(jnp.where(labels != nearest, shares, 0)) / jnp.where(total == 0, 1, total)
+    return with_nan(~jnp.all(known | (weights == 0)) | (total == 0), value)

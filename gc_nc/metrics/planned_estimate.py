@@ -24,8 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from gc_nc.array_types import Array, EmbedFn, as_floating
+from gc_nc.array_types import Array, EmbedFn, as_floating, as_numbers, check_whole
 from gc_nc.metrics import jacobian_products as products
+from gc_nc.metrics.argument_checks import as_key, as_labels, as_number
 from gc_nc.metrics.jacobian_estimators import random_signs
 from gc_nc.metrics.jacobians import jacobian_norms
 from gc_nc.metrics.regression_estimate import RegressionEstimate, known_covariates, regress
@@ -99,28 +100,27 @@ def geometric_complexity_to_error(
         not return (B, K), or traced arguments: the plan depends on values, so this function cannot
         run under jit, vmap or grad.
     """
-    if not (math.isfinite(relative_error) and relative_error > 0):
-        raise ValueError(f"relative_error={relative_error} must be above 0, such as 0.01")
-    if num_pilot < 64:
-        raise ValueError(f"num_pilot={num_pilot} must be at least 64 to estimate variances")
+    relative_error = as_number(
+        relative_error,
+        "relative_error",
+        lambda e: 0 < e < math.inf,
+        "must be above 0, such as 0.01",
+    )
+    num_pilot = check_whole(num_pilot, 64, "num_pilot")
     leaves = jax.tree.leaves((embed_fn, inputs, key, labels))
     if products.staged() or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         raise ValueError(
             "geometric_complexity_to_error chooses its plan from values and cannot be traced; use"
             " estimate_geometric_complexity under jit, vmap and grad"
         )
-    inputs = inputs if isinstance(inputs, jax.Array) else np.asarray(inputs)
+    inputs, key = as_numbers(inputs, "inputs"), as_key(key)
     example, embedding_dim = products.check_embedding(
         embed_fn, inputs[:1] if inputs.ndim else inputs
     )
     num_examples = inputs.shape[0]
     if labels is not None:
-        labels = np.asarray(labels)
-        if labels.shape != (num_examples,) or labels.dtype.kind not in "iu":
-            raise ValueError(
-                f"labels are {labels.dtype}{list(labels.shape)}; {num_examples} integers are needed"
-            )
-    sample = _Sample(embed_fn, inputs, key, full_rank=min(embedding_dim, example.size))
+        labels = np.asarray(as_labels(labels, num_examples))
+    sample = _Sample(embed_fn, inputs, key, full_rank=min(embedding_dim, example[0].size))
     if num_examples < 64:
         return sample.exact()
     known = known_covariates(inputs, labels, num_pilot)[sample.order]
@@ -217,7 +217,9 @@ class _Sample:
             return np.zeros((0, num_probes))
         if self._directions is None:
             num_embedded = min(_DIRECTION_EXAMPLES, len(self.order))
-            embedded = self._chunks(0, num_embedded, _CHUNK, lambda rows: None, _embed_block)
+            embedded = self._chunks(
+                0, num_embedded, _CHUNK, lambda rows: None, products.embeddings_of
+            )
             self._directions = _main_directions(embedded)
 
         def auxiliary_of(rows):
@@ -232,16 +234,11 @@ def _example_keys(key, rows):
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
-def _embed_block(embed_fn, inputs, auxiliary, first_row):
-    del auxiliary, first_row
-    return embed_fn(inputs)
-
-
 def _main_directions(embeddings: np.ndarray) -> jax.Array:
     """(K, q): principal directions; any others are as right, if not as good."""
     size = np.max(np.abs(embeddings))
     if not (np.isfinite(size) and size > 0):
-        return jnp.eye(embeddings.shape[1], _NUM_DIRECTIONS)
+        return jnp.eye(embeddings.shape[1], _NUM_DIRECTIONS, dtype=jnp.float32)
     centred = embeddings / size - np.mean(embeddings / size, axis=0)
     return jnp.asarray(
         np.linalg.svd(centred, full_matrices=False)[2][:_NUM_DIRECTIONS].T, "float32"
@@ -258,11 +255,10 @@ class _ProbeBlock:
     def __call__(self, embed_fn, inputs, auxiliary, first_row):
         del first_row
         example_keys, directions = auxiliary
-        probes = self.first_probe + jnp.arange(self.num_probes)
+        probes = self.first_probe + jnp.arange(self.num_probes, dtype=jnp.int32)
 
         def cotangents(embeddings):
-            embeddings = embeddings.astype(jnp.float32)
-            active = (embeddings != 0)[:, :, None]
+            active = (embeddings != 0).astype(jnp.float32)[:, :, None]
             largest = jnp.max(jnp.abs(embeddings), axis=1, keepdims=True)
             z = embeddings / jnp.where(largest > 0, largest, 1)
             spanning = jnp.concatenate([z[:, :, None], directions[None] * active], axis=2)
@@ -273,7 +269,8 @@ class _ProbeBlock:
             inside = inside - _dot("nkq,rnk->rnq", basis, rest)
             return rest + _dot("nkq,rnq->rnk", basis, inside)
 
-        return products.pull_back_squares(embed_fn, inputs, cotangents).T
+        squares, embeddings = products.pull_back_squares(embed_fn, inputs, cotangents)
+        return squares.T, embeddings
 
 
 _dot = functools.partial(jnp.einsum, precision="highest")

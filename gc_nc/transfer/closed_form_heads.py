@@ -1,15 +1,15 @@
 """Heads with a closed form: nearest class mean, cosine and ridge regression.
 
 A head is a function (support (W, S, K), query (N, K)) -> (N,) of way indices. All are inductive: a
-query's prediction depends on the support and on itself. All compute in float32 (or wider, as the
-embeddings) with precision "highest", take integers and half precision, jit and vmap.
+query's prediction depends on the support and on itself. All compute in float32 with precision
+"highest", take any real numbers, jit and vmap.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Int, Shaped
 
-from gc_nc.array_types import Array, as_floating, as_scalar, nan_where
+from gc_nc.array_types import Array, as_floating, as_scalar, check_known, nan_where, with_nan
 from gc_nc.metrics.jacobian_products import power_of_two_near
 
 
@@ -104,7 +104,7 @@ def ridge_predictions(
     support, query, size = centred_and_size(support, query)
     examples = support.reshape(num_ways * num_shots, dim)
     strength = relative_strength(strength, size)
-    targets = jnp.repeat(jnp.eye(num_ways, dtype=support.dtype), num_shots, axis=0) - 1 / num_ways
+    targets = jnp.repeat(jnp.eye(num_ways, dtype=jnp.float32), num_shots, axis=0) - 1 / num_ways
     if len(examples) <= dim:
         # Constant vectors are in the null space of both X^T and Y^T, so that any multiple of
         # their projection may be added, and one of the size of X X^T keeps the system solvable.
@@ -121,9 +121,10 @@ def ridge_predictions(
 
 def as_regularization(value: float | Array) -> jax.Array:
     """A finite number above 0; NaN if it is not and that is known only under jit."""
+    needed = "must be above 0 and finite"
+    check_known(value, lambda known: 0 < known < jnp.inf, "regularization", needed)
     value = as_scalar(value, "regularization")
-    bad = ~((value > 0) & (value < jnp.inf))
-    return nan_where(bad, value, "regularization", "must be above 0 and finite")
+    return nan_where(~((value > 0) & (value < jnp.inf)), value, "regularization", needed)
 
 
 def relative_strength(strength: jax.Array, size: jax.Array) -> jax.Array:
@@ -132,7 +133,7 @@ def relative_strength(strength: jax.Array, size: jax.Array) -> jax.Array:
     At most 1e12, where the limit of an infinite lambda is reached to rounding: the square of a
     small size is out of range.
     """
-    return jnp.minimum(strength.astype(size.dtype) / size / size, 1e12)
+    return jnp.minimum(strength / size / size, 1e12)
 
 
 def best_way(scores: Shaped[Array, "N W"]) -> Int[Array, "N"]:
@@ -150,7 +151,7 @@ def unit_vectors(vectors: Shaped[Array, "N K"]) -> Shaped[Array, "N K"]:
     vectors = vectors / power_of_two_near(largest)
     norms = jnp.sqrt(jnp.sum(vectors**2, axis=1, keepdims=True))
     units = vectors / jnp.where(norms > 0, norms, 1)
-    return jnp.where(jnp.isfinite(largest), units, jnp.nan)
+    return with_nan(~jnp.isfinite(largest), units)
 
 
 def checked_shapes(support: Array, query: Array) -> tuple[jax.Array, jax.Array]:
@@ -165,8 +166,7 @@ def checked_shapes(support: Array, query: Array) -> tuple[jax.Array, jax.Array]:
         raise ValueError(
             f"query_embeddings of shape {query.shape}; (N, {support.shape[2]}) is needed"
         )
-    dtype = jnp.promote_types(support.dtype, query.dtype)
-    return support.astype(dtype), query.astype(dtype)
+    return support, query
 
 
 def centred_and_size(support: jax.Array, query: jax.Array) -> tuple[jax.Array, ...]:

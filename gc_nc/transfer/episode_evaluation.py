@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from gc_nc.array_types import Array, as_floating
+from gc_nc.array_types import Array, as_floating, as_numbers, described, is_known, with_nan
+from gc_nc.metrics.argument_checks import as_labels, check_function
 from gc_nc.transfer.closed_form_heads import (
     cosine_predictions,
     nearest_mean_predictions,
@@ -72,6 +73,7 @@ def episode_accuracies(
         if head not in HEADS:
             raise ValueError(f"head={head!r} is not one of {', '.join(HEADS)}")
         head = HEADS[head]
+    check_function(head, "head", "(support (W, S, K), query (N, K)) -> (N,), or the name of one,")
     embeddings = as_floating(embeddings, "embeddings")
     episodes = _checked(embeddings, labels, episodes)
     num_episodes, num_ways, num_queries = episodes.query.shape
@@ -121,8 +123,7 @@ def episode_neural_collapse(
     cdnv = as_floating(cdnv, "cdnv")
     if cdnv.ndim != 2 or cdnv.shape[0] != cdnv.shape[1]:
         raise ValueError(f"cdnv of shape {cdnv.shape}; (C, C) is needed")
-    if not isinstance(episodes_classes, jax.Array):
-        episodes_classes = np.asarray(episodes_classes)
+    episodes_classes = as_numbers(episodes_classes, "episodes_classes")
     shape, dtype = episodes_classes.shape, episodes_classes.dtype
     if len(shape) != 2 or shape[1] < 2 or not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(
@@ -135,7 +136,7 @@ def episode_neural_collapse(
     ordered = jnp.sort(classes, axis=1)
     twice = jnp.any(ordered[:, 1:] == ordered[:, :-1], axis=1)
     bad = jnp.any(outside, axis=1) | twice
-    if not isinstance(bad, jax.core.Tracer) and bool(jnp.any(bad)):
+    if is_known(bad) and bool(jnp.any(bad)):
         wrong = np.asarray(episodes_classes)[int(jnp.argmax(bad))]
         raise ValueError(
             f"an episode of classes {', '.join(map(str, wrong))}; different ones in"
@@ -143,7 +144,7 @@ def episode_neural_collapse(
         )
     pairs = cdnv[classes[:, :, None], classes[:, None, :]]
     pairs = jnp.where(jnp.eye(num_ways, dtype=bool)[None], 0, pairs)
-    return jnp.where(bad, jnp.nan, jnp.sum(pairs, axis=(1, 2)) / (num_ways * (num_ways - 1)))
+    return with_nan(bad, jnp.sum(pairs, axis=(1, 2)) / (num_ways * (num_ways - 1)))
 
 
 def mean_confidence_interval(accuracies: Sequence[float] | Array) -> tuple[float, float]:
@@ -158,7 +159,7 @@ def mean_confidence_interval(accuracies: Sequence[float] | Array) -> tuple[float
     Raises:
       ValueError: no accuracies, or an array that is not (n,).
     """
-    values = np.asarray(accuracies, np.float64)
+    values = np.asarray(as_numbers(accuracies, "accuracies"), np.float64)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"accuracies of shape {values.shape}; (n,) with n of 1 or more is needed")
     mean = float(np.mean(values))
@@ -178,13 +179,27 @@ def _episodes_at_once(embeddings, support, query):
 def _predict(embeddings, support, query, *, head, at_once):
     def predict(episode):
         support, query = episode
-        return head(_rows(embeddings, support), _rows(embeddings, query.ravel()))
+        ways = head(_rows(embeddings, support), _rows(embeddings, query.ravel()))
+        return _checked_ways(ways, query.size)
 
     return jax.lax.map(predict, (support, query), batch_size=at_once)
 
 
 # Not for the device: on these small products the CPU's library costs more than it saves.
 _predict_compiled = jax.jit(_predict, static_argnames=("head", "at_once"))
+
+
+def _checked_ways(ways, num_queries):
+    """What a head of the caller's own returned, which must be one way for each query."""
+    shape, dtype = getattr(ways, "shape", None), getattr(ways, "dtype", None)
+    if shape == (num_queries,) and jnp.issubdtype(dtype, jnp.integer):
+        return jnp.asarray(ways).astype(jnp.int32)
+    came = described(ways) if shape is None else f"{dtype} of shape {shape}"
+    logits = shape is not None and len(shape) == 2 and shape[0] == num_queries
+    raise ValueError(
+        f"head returned {came} for {num_queries} queries; ({num_queries},) integers, the number of"
+        f" each one's way, are needed{', so return logits.argmax(axis=1)' if logits else ''}"
+    )
 
 
 def _rows(embeddings, indices):
@@ -194,13 +209,16 @@ def _rows(embeddings, indices):
 
 def _checked(embeddings, labels, episodes):
     """The episodes in NumPy; refuses those that do not fit the images."""
-    labels = np.asarray(labels)
+    labels = np.asarray(as_numbers(labels, "labels"))
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
         raise ValueError(
             f"embeddings of shape {embeddings.shape} and labels of shape {labels.shape};"
             " (N, K) and (N,) are needed"
         )
-    classes, support, query = map(np.asarray, episodes)
+    labels = np.asarray(as_labels(labels, len(embeddings)))
+    if not isinstance(episodes, tuple) or len(episodes) != 3:
+        raise ValueError(f"episodes are {described(episodes)}; take them from sample_episodes")
+    classes, support, query = (np.asarray(as_numbers(part, "episodes")) for part in episodes)
     shapes = classes.shape, support.shape, query.shape
     if [len(shape) for shape in shapes] != [2, 3, 3] or not (
         shapes[0] == shapes[1][:2] == shapes[2][:2] and 0 not in shapes[1] + shapes[2]

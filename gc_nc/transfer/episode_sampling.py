@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from gc_nc.array_types import Array, check_whole
+from gc_nc.array_types import Array, as_numbers, check_whole
 from gc_nc.compilation import jit_for_device
+from gc_nc.metrics.argument_checks import as_key
 
 # Above every index of an image; int32 as JAX has it by default.
 _NO_PICK = np.iinfo(np.int32).max
@@ -63,10 +64,8 @@ def sample_episode(
         number below its least; labels that are traced, not (N,), not integers, or outside int32; a
         key of another generator, which may differ between machines.
     """
-    table = _class_table(labels, num_ways, num_shots, num_queries)
-    return _draw_compiled(
-        _checked_key(key), table, num_ways=num_ways, num_shots=num_shots, num_queries=num_queries
-    )
+    table, sizes = _class_table(labels, num_ways, num_shots, num_queries)
+    return _draw_compiled(_checked_key(key), table, **sizes)
 
 
 def sample_episodes(
@@ -94,22 +93,17 @@ def sample_episodes(
     Raises:
       ValueError: as `sample_episode`; no episodes.
     """
-    check_whole(num_episodes, 1, "num_episodes")
-    table = _class_table(labels, num_ways, num_shots, num_queries)
-    return _draw_many_compiled(
-        _checked_key(key),
-        table,
-        num_episodes=num_episodes,
-        num_ways=num_ways,
-        num_shots=num_shots,
-        num_queries=num_queries,
-    )
+    num_episodes = check_whole(num_episodes, 1, "num_episodes")
+    table, sizes = _class_table(labels, num_ways, num_shots, num_queries)
+    return _draw_many_compiled(_checked_key(key), table, num_episodes=num_episodes, **sizes)
 
 
 def _draw(key, table, *, num_ways, num_shots, num_queries):
     class_key, image_key = jax.random.split(key)
     class_bits = jax.random.bits(class_key, (num_ways,), jnp.uint32)
-    ways = _without_replacement(class_bits[:, None], jnp.full(1, table.counts.size))[:, 0]
+    ways = _without_replacement(class_bits[:, None], jnp.full(1, table.counts.size, jnp.int32))[
+        :, 0
+    ]
     image_bits = jax.random.bits(image_key, (num_shots + num_queries, num_ways), jnp.uint32)
     picks = _without_replacement(image_bits, table.counts[ways]).T
     images = table.order[table.starts[ways][:, None] + picks]
@@ -117,7 +111,7 @@ def _draw(key, table, *, num_ways, num_shots, num_queries):
 
 
 def _draw_many(key, table, *, num_episodes, **sizes):
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_episodes))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_episodes, dtype=jnp.int32))
     return jax.vmap(lambda key: _draw(key, table, **sizes))(keys)
 
 
@@ -163,12 +157,12 @@ def _scaled_down(bits, count):
 
 
 def _class_table(labels, num_ways, num_shots, num_queries):
-    check_whole(num_ways, 2, "num_ways")
-    check_whole(num_shots, 1, "num_shots")
-    check_whole(num_queries, 1, "num_queries")
+    num_ways = check_whole(num_ways, 2, "num_ways")
+    num_shots = check_whole(num_shots, 1, "num_shots")
+    num_queries = check_whole(num_queries, 1, "num_queries")
     if isinstance(labels, jax.core.Tracer):
         raise ValueError("labels are traced; pass concrete ones, outside jit's arguments")
-    labels = np.asarray(labels)
+    labels = np.asarray(as_numbers(labels, "labels"))
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"labels are {labels.dtype} of shape {labels.shape}; (N,) integers are needed"
@@ -192,10 +186,12 @@ def _class_table(labels, num_ways, num_shots, num_queries):
     starts = np.cumsum(counts) - counts
     # Stable, so that the table is the same everywhere.
     order = np.argsort(labels, kind="stable")
-    return _ClassTable(*(part.astype(np.int32) for part in (values, order, starts, counts)))
+    table = _ClassTable(*(part.astype(np.int32) for part in (values, order, starts, counts)))
+    return table, {"num_ways": num_ways, "num_shots": num_shots, "num_queries": num_queries}
 
 
 def _checked_key(key):
+    key = as_key(key)
     implementation = str(jax.random.key_impl(key))
     if implementation != "threefry2x32":
         raise ValueError(

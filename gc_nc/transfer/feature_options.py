@@ -19,7 +19,7 @@ def transform_features(
     L2N and CL2N.
 
     Args:
-      embeddings: (N, K); half precision and integers are cast to float32.
+      embeddings: (N, K); all real numbers are cast to float32.
       center: (K,) c, as a rule the mean embedding of the source classes; None for none. A mean over
         an episode's queries would not be inductive.
       l2: whether to divide by the Euclidean norm. A zero vector stays zero; one that is not finite

@@ -6,13 +6,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Float, Int, Shaped
 
-from gc_nc.array_types import Array, as_floating, as_scalar, check_whole
+from gc_nc.array_types import Array, as_floating, as_numbers, as_scalar, check_whole
 from gc_nc.compilation import jit_for_device
+from gc_nc.metrics.argument_checks import as_number, check_function
 from gc_nc.metrics.functions_by_value import comparable
 from gc_nc.metrics.jacobian_products import power_of_two_near
+from gc_nc.metrics.mixing_check import MixingCheck, program_of
 from gc_nc.transfer.closed_form_heads import best_way
 
 
@@ -57,15 +60,19 @@ def fine_tune_predictions(
       (N,) int32 in 0..W-1, the lowest at ties; -1 for a query whose logits are not finite, and so
       for all of them where training diverged.
 
+    Warns:
+      ImpureEmbeddingWarning: examples mix, so that a query may see the others.
+
     Raises:
       ValueError: fewer than 2 ways, no shots, other shapes; a setting outside its range; an
         `embed_fn` that does not return (B, K).
     """
-    check_whole(num_steps, 0, "num_steps")
+    check_function(embed_fn, "embed_fn", "(params, inputs (B, *input)) -> (B, K)")
+    num_steps = check_whole(num_steps, 0, "num_steps")
     learning_rate = as_scalar(learning_rate, "learning_rate")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum={momentum} must be in [0, 1)")
-    support_inputs, query_inputs = jnp.asarray(support_inputs), jnp.asarray(query_inputs)
+    momentum = as_number(momentum, "momentum", lambda m: 0 <= m < 1, "must be in [0, 1)")
+    support_inputs = _at_most_float32(support_inputs, "support_inputs")
+    query_inputs = _at_most_float32(query_inputs, "query_inputs")
     shape = support_inputs.shape
     if len(shape) < 2 or shape[0] < 2 or shape[1] < 1 or query_inputs.shape[1:] != shape[2:]:
         raise ValueError(
@@ -73,7 +80,8 @@ def fine_tune_predictions(
             " (W, S, *input) with 2 or more ways and (N, *input) are needed"
         )
     begin, step, predict = _programs(embed_fn)
-    head, frame = begin(params, support_inputs)
+    head, frame, embeddings = begin(params, support_inputs)
+    _warn_if_mixed(embed_fn, begin, params, support_inputs, embeddings)
     trained = params, head
     state = _optimizer(learning_rate, momentum).init(trained)
     # In Python: XLA's CPU loops run convolutions about 4.5 times slower.
@@ -84,6 +92,22 @@ def fine_tune_predictions(
         if report is not None:
             report(number, float(loss))
     return predict(trained, frame, query_inputs)
+
+
+def _at_most_float32(inputs, name):
+    inputs = as_numbers(inputs, name)
+    return as_floating(inputs, name) if inputs.dtype == np.float64 else jnp.asarray(inputs)
+
+
+def _warn_if_mixed(embed_fn, begin, params, support_inputs, embeddings):
+    shared = comparable(embed_fn)
+    program = None if shared is None else program_of((shared, params))
+
+    def run(inputs):
+        return begin(params, inputs.reshape(support_inputs.shape))[2]
+
+    check = MixingCheck(partial(_embed, embed_fn, params), program)
+    check(run, _flat(support_inputs), embeddings)
 
 
 class _Head(NamedTuple):
@@ -116,12 +140,12 @@ def _begin(embed_fn, params, support_inputs):
     unit = size * jnp.sqrt(jnp.mean(jnp.sum((offsets / size) ** 2, axis=1)))
     unit = jnp.where(unit == 0, 1, unit)
     means = jnp.mean((offsets / unit).reshape(num_ways, num_shots, -1), axis=1)
-    return _Head(2 * means.T, -jnp.sum(means**2, axis=1)), _Frame(origin, unit)
+    return _Head(2 * means.T, -jnp.sum(means**2, axis=1)), _Frame(origin, unit), z
 
 
 def _step(embed_fn, trained, state, frame, support_inputs, learning_rate, momentum):
     num_ways, num_shots = support_inputs.shape[:2]
-    ways = jnp.repeat(jnp.arange(num_ways), num_shots)
+    ways = jnp.repeat(jnp.arange(num_ways, dtype=jnp.int32), num_shots)
 
     def loss_of(trained):
         logits = _logits(embed_fn, trained, frame, _flat(support_inputs))

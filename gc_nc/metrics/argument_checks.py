@@ -1,0 +1,113 @@
+"""What arguments of public functions must be: one line that says what is needed and what came.
+
+Numbers and arrays of numbers are checked in `gc_nc.array_types`.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Shaped
+
+from gc_nc.array_types import Array, as_numbers, as_weights, described, is_known, replicated
+
+
+def as_key(key: Any) -> jax.Array:
+    """One typed random key; the old style, an array of uint32, is wrapped.
+
+    Raises:
+      ValueError: anything else.
+    """
+    if isinstance(key, (jax.Array, np.ndarray)):
+        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.dtype == np.uint32:
+            words = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
+            if key.shape == words:
+                return jax.random.wrap_key_data(replicated(jnp.asarray(key)))
+        elif jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0:
+            return key
+    raise ValueError(f"key is {described(key)}; one random key is needed, as in jax.random.key(0)")
+
+
+def as_number(value: Any, name: str, allowed: Callable[[float], bool], needed: str) -> float:
+    """A number that is known outside jit, as a float of Python's.
+
+    Raises:
+      ValueError: no number, or one that is not allowed.
+    """
+    if not is_known(value):
+        raise ValueError(f"{name} is traced; a number that is known outside jit is needed")
+    array = as_numbers(value, name) if not isinstance(value, (bool, str)) else None
+    if array is None or array.ndim or not jnp.issubdtype(array.dtype, jnp.number):
+        raise ValueError(f"{name}={described(value)} {needed}")
+    if jnp.issubdtype(array.dtype, jnp.complexfloating) or not allowed(float(array)):
+        raise ValueError(f"{name}={value} {needed}")
+    return float(array)
+
+
+def check_function(function: Any, name: str, needed: str) -> None:
+    """Raises ValueError for what cannot be called."""
+    if not callable(function):
+        raise ValueError(f"{name} is {described(function)}; a function {needed} is needed")
+
+
+def check_rows(embeddings: Array, dim: int, name: str = "embeddings") -> None:
+    """Raises ValueError for another shape than (B, dim)."""
+    if embeddings.ndim != 2 or embeddings.shape[1] != dim:
+        raise ValueError(f"{name} of shape {embeddings.shape}; (B, {dim}) is needed")
+
+
+def as_labels(labels: Any, num_rows: int, num_classes: int | None = None) -> Array:
+    """Labels (B,) as a JAX or NumPy array of integers, of their own width.
+
+    Raises:
+      ValueError: another shape, or no integers.
+    """
+    labels = as_numbers(labels, "labels")
+    needed = "integers" if num_classes is None else f"integers in 0..{num_classes - 1}"
+    if labels.shape != (num_rows,):
+        hint = ""
+        if labels.ndim == 2 and len(labels) == num_rows:
+            one_hot = labels.shape[1] > 1
+            hint = f", so take {'labels.argmax(axis=1)' if one_hot else 'labels[:, 0]'}"
+        raise ValueError(
+            f"labels of shape {labels.shape} for {num_rows} examples; ({num_rows},) {needed} are"
+            f" needed{hint}"
+        )
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels are {labels.dtype}; {needed} are needed")
+    return labels
+
+
+def counted_rows(
+    labels: Shaped[Array, "B"],
+    weights: Shaped[Array, "B"] | None,
+    num_classes: int,
+    num_rows: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Labels, and weights that are 0 for rows that count nowhere; which rows are out of range.
+
+    Raises:
+      ValueError: as `update_class_statistics`.
+    """
+    labels = as_labels(labels, num_rows, num_classes)
+    if weights is None:
+        weights = jnp.ones(labels.shape, jnp.float32)
+    else:
+        weights = as_weights(weights, num_rows)
+    # Compared before the cast of 64-bit labels, since 2**32 + 1 is not 1, and after that of 8-bit
+    # ones, which C need not fit.
+    if labels.dtype.itemsize < 4:
+        labels = labels.astype(np.int32)
+    in_range = (labels >= 0) & (labels < num_classes)
+    out_of_range = ~in_range & (weights != 0)
+    if is_known(out_of_range) and bool(jnp.any(out_of_range)):
+        raise ValueError(
+            f"label {operator.index(labels[int(jnp.argmax(out_of_range))])} is outside"
+            f" 0..{num_classes - 1} (num_classes={num_classes})"
+        )
+    counted = in_range & (weights != 0)
+    labels = jnp.where(counted, jnp.asarray(labels), 0).astype(jnp.int32)
+    return labels, jnp.where(counted, weights, 0), out_of_range

@@ -1,0 +1,179 @@
+"""Whether examples mix in an embedding, or it draws random numbers: looked at once a program.
+
+Every metric of a Jacobian takes it for granted that example b's embedding depends on x_b alone.
+With BatchNorm in training mode, or any other statistic across the batch, it does not: what would be
+measured depends on who else is in the batch. So at the first call of a program some examples of the
+first chunk are replaced, and the embeddings of the others must stay.
+"""
+
+import contextlib
+import contextvars
+import functools
+import sys
+import warnings
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gc_nc.array_types import is_known
+from gc_nc.metrics.traced_functions import draws_anew
+
+# Of how much the embeddings themselves differ.
+_SMALLEST_CHANGE = 1e-4
+_ASIDE = " (metrics.examples_may_mix() switches this check off)"
+_MIX = (
+    "examples mix: embed_fn gives an example another embedding when other examples of its batch"
+    " change, as BatchNorm in training mode does, so what is measured is not the Jacobian of one"
+    " example; put the network in evaluation mode" + _ASIDE
+)
+_RANDOM = (
+    "embed_fn draws new random numbers each time it is called, as dropout in training mode may, so"
+    " what is measured is not one function; put the network in evaluation mode" + _ASIDE
+)
+
+_may_mix = contextvars.ContextVar("examples_may_mix", default=False)
+
+
+class ImpureEmbeddingWarning(UserWarning):
+    """Examples mix in an `embed_fn`, or it is another function each time it is called."""
+
+
+class examples_may_mix(contextlib.ContextDecorator):  # noqa: N801
+    """Switches the look for examples that mix off, and what it costs.
+
+    As in `with metrics.examples_may_mix(): metrics.geometric_complexity(embed_fn, inputs)`, or as
+    the decorator of a function. To keep the check and lose the warning alone, filter
+    `metrics.ImpureEmbeddingWarning`.
+    """
+
+    def __enter__(self):
+        """Until the end of the block, in this thread or task."""
+        self._token = _may_mix.set(True)
+        return self
+
+    def __exit__(self, *exception):
+        """As it was before."""
+        _may_mix.reset(self._token)
+
+
+def is_switched_off() -> bool:
+    """Whether we are inside `examples_may_mix`."""
+    return _may_mix.get()
+
+
+class MixingCheck:
+    """Looks at a function once for each shape of its inputs; warns at every call of a bad one."""
+
+    def __init__(self, trace_fn: Callable, program: Hashable = None):
+        """For a function that JAX can trace, inputs (n, *input) -> (n, K).
+
+        Functions of one `program` share what was found; None shares it with none.
+        """
+        self._trace_fn = trace_fn
+        self._findings = {} if program is None else _findings_of(program)
+
+    def __call__(
+        self, run: Callable[[jax.Array], jax.Array], inputs: jax.Array, embeddings: jax.Array
+    ) -> None:
+        """Checks `embeddings` = run(inputs), where `run` is one compiled program.
+
+        Costs one more call of it, at the first call with concrete arrays of this shape.
+        """
+        # One example has no other to mix with.
+        if is_switched_off() or len(inputs) < 2 or not is_known(inputs, embeddings):
+            return
+        if not (inputs.is_fully_addressable and embeddings.is_fully_addressable):
+            return
+        shape = inputs.shape
+        if shape not in self._findings:
+            self._findings[shape] = self._look(run, inputs, np.asarray(embeddings))
+        if message := self._findings[shape]:
+            warnings.warn(message, ImpureEmbeddingWarning, stacklevel=_outside_of_the_library())
+
+    def _look(self, run, inputs, embeddings):
+        shape = jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)
+        if draws_anew(self._trace_fn, shape):
+            return _RANDOM
+        changed, replaced = _with_others(np.asarray(inputs))
+
+        def embed(x):
+            x = jax.device_put(x, inputs.sharding)
+            return np.asarray(run(x))
+
+        try:
+            after = embed(changed)
+        except FloatingPointError:
+            # Somebody debugs NaN, and what was made up is no input of this network.
+            return None
+        change = np.abs(after - embeddings)[~replaced]
+        tolerance = self._tolerance(embeddings, jnp.float32)
+        if not _exceeds(change, tolerance, embeddings[~replaced], after[~replaced]):
+            return None
+        # Looked at again only now: half precision, and what the same program gives the same inputs.
+        again = embed(np.asarray(inputs))
+        tolerance = self._tolerance(embeddings, jax.eval_shape(self._trace_fn, shape).dtype)
+        noise = np.abs(again - embeddings)
+        if _exceeds(noise, tolerance, embeddings, again):
+            return _RANDOM
+        tolerance = tolerance + 4 * np.nan_to_num(noise[~replaced])
+        mixes = _exceeds(change, tolerance, embeddings[~replaced], after[~replaced])
+        return _MIX if mixes else None
+
+    @staticmethod
+    def _tolerance(embeddings, dtype):
+        """(K,): a few roundings of the largest value, and a small share of its spread."""
+        known = np.where(np.isfinite(embeddings), embeddings, 0).astype(np.float64)
+        size, spread = np.max(np.abs(known), axis=0), np.ptp(known, axis=0)
+        return 4 * float(jnp.finfo(dtype).eps) * size + _SMALLEST_CHANGE * spread
+
+
+def _exceeds(change, tolerance, one, other) -> bool:
+    """Whether two arrays differ by more, or in where they are finite."""
+    known = np.isfinite(one) & np.isfinite(other)
+    same = known | (np.isnan(one) & np.isnan(other)) | (one == other)
+    return bool(np.any(~same) or np.any((change > tolerance) & known))
+
+
+def _with_others(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The inputs with the first and about half of the others replaced, and which those are.
+
+    Half of them at random, so that a maximum over the batch moves too, and a shift by any number of
+    rows is seen. What replaces them is made from other rows, smaller and with the same sign, which
+    most networks take.
+    """
+    replaced = np.random.default_rng(0).random(len(inputs)) < 0.5
+    replaced[0], replaced[-1] = True, False
+    rows = inputs.reshape(len(inputs), -1)
+    others = np.roll(rows, 1, axis=0)[:, ::-1] / 4
+    if np.array_equal(others[replaced], rows[replaced]):
+        others = others + 1
+    changed = np.where(replaced[:, None], others, rows).astype(inputs.dtype)
+    return changed.reshape(inputs.shape), replaced
+
+
+@functools.lru_cache(maxsize=1024)
+def _findings_of(program: Hashable) -> dict[tuple, str | None]:
+    """Kept as long as programs are, for functions that compare by value."""
+    return {}
+
+
+def program_of(function: Any) -> Hashable:
+    """What tells a Partial's program from others: the function, its leaves' shapes and dtypes."""
+    leaves, structure = jax.tree.flatten(function)
+    return structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+
+
+def _outside_of_the_library() -> int:
+    """The `stacklevel` of the user's own line."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and _is_ours(frame):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _is_ours(frame) -> bool:
+    name = frame.f_globals.get("__name__", "")
+    return name.partition(".")[0] in ("gc_nc", "jaxtyping", "beartype")

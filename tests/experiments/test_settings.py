@@ -1,0 +1,143 @@
+"""The commands under settings of JAX that a user may have in the environment."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from matplotlib.figure import Figure
+
+from experiments import launcher, measure, transfer
+from gc_nc.models.vgg import VGG_STAGES
+from gc_nc.reproduction import reproduce
+from gc_nc.reproduction.catalogue import FIGURES
+from gc_nc.sweeps.members import make_members, read_sweep
+from gc_nc.training import loop
+from gc_nc.training.configuration import default_config
+from tests.sweeps.config_file import CONFIG
+
+ROOT = Path(__file__).parents[2]
+#: As context managers, and as the environment variables that processes of their own read.
+SETTINGS = {
+    "x64": (lambda: jax.enable_x64(True), {"JAX_ENABLE_X64": "1"}),
+    "debug_nans": (lambda: jax.debug_nans(True), {"JAX_DEBUG_NANS": "1"}),
+    "strict_promotion": (
+        lambda: jax.numpy_dtype_promotion("strict"),
+        {"JAX_NUMPY_DTYPE_PROMOTION": "strict"},
+    ),
+    "disable_jit": (jax.disable_jit, {"JAX_DISABLE_JIT": "1"}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _small_and_without_pictures(monkeypatch):
+    flags.FLAGS.mark_as_parsed()
+    monkeypatch.setitem(VGG_STAGES, 11, ((16,), (32, 32)))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).touch())
+
+
+def tiny_config(folder):
+    """A run with flips, a penalty, a monitor, BatchNorm and held-out classes."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(48) % 6
+    patterns = rng.integers(0, 256, (6, 8, 8, 1))
+    images = np.clip(patterns[labels] + rng.normal(scale=40, size=(48, 8, 8, 1)), 0, 255)
+    np.savez(
+        folder / "data.npz",
+        images=images.astype(np.uint8),
+        labels=labels,
+        split=np.arange(48) >= 24,
+    )
+    config = default_config()
+    config.data.source, config.data.data_dir = "npz", str(folder / "data.npz")
+    config.data.classes.split, config.data.classes.counts = "random", (4, 2)
+    config.data.flip, config.data.crop_padding = True, 1
+    config.model.width, config.model.batch_norm = 0.2, True
+    config.batch_size, config.num_steps = 4, 3
+    config.optimizer.momentum, config.optimizer.l2 = 0.9, 1e-3
+    config.gc_penalty.weight, config.gc_penalty.every_steps = 1e-3, 2
+    config.monitor.every_steps = 2
+    config.evaluation.batch_size, config.evaluation.gc_examples = 8, 8
+    config.evaluation.every_steps = 2
+    config.checkpoint.every_steps = 2
+    return config.lock()
+
+
+def run_and_results(folder):
+    """Trains, measures and transfers; what the three found."""
+    folder.mkdir()
+    config, workdir = tiny_config(folder), folder / "run"
+    found = dict(loop.train(config, workdir))
+    with flagsaver.flagsaver(workdir=str(workdir), gc_examples=16, flatness_examples=8):
+        measure.main([])
+    found |= json.loads((workdir / "measurements.json").read_text())["3"]
+    for head in ("nearest_mean", "ridge", "fine_tuning"):
+        options = {"head": head, "num_episodes": 3, "num_queries": 2, "fine_tuning_steps": 1}
+        with flagsaver.flagsaver(
+            workdir=str(workdir), num_ways=["2"], num_shots=["1"], gc_examples=8, **options
+        ):
+            transfer.main([])
+    return found
+
+
+@pytest.fixture(scope="module")
+def as_by_default(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(VGG_STAGES, 11, ((16,), (32, 32)))
+        flags.FLAGS.mark_as_parsed()
+        return run_and_results(tmp_path_factory.mktemp("default") / "runs")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_train_measure_and_transfer(setting, as_by_default, tmp_path):
+    with SETTINGS[setting][0]():
+        found = run_and_results(tmp_path / "runs")
+    assert found.keys() == as_by_default.keys()
+    for name, value in found.items():
+        if "seconds" in name or "per_sec" in name or "time" in name:
+            continue
+        # rtol: three steps of training let rounding grow.
+        np.testing.assert_allclose(value, as_by_default[name], rtol=2e-2, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", [*SETTINGS][:3])
+def test_reproduce(setting, tmp_path):
+    figure = FIGURES["2"]
+    file = f"experiments/configs/figures/{figure.sweep}.py:smoke"
+    base = launcher.config_of_file(file)
+    members = make_members(base, read_sweep(file))
+    base = base.lock()
+    with SETTINGS[setting][0]():
+        reproduce.prepare(tmp_path / figure.sweep, members, base)
+        reproduce.run_here(tmp_path / figure.sweep, members)
+        record = reproduce.make_figure(figure, "smoke", tmp_path, members, base)
+    assert not record["missing"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", [*SETTINGS][:3])
+def test_sweep(setting, tmp_path):
+    """Its runs are processes, which have the settings from the environment."""
+    tiny_config(tmp_path)
+    path = tmp_path / "sweep_config.py"
+    data = str(tmp_path / "data.npz")
+    path.write_text(CONFIG.format(data=data, num_steps=2, sweep="grid({\"seed\": (0,)})"))
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "experiments.sweep"),
+            *(f"--config={path}", f"--workdir={tmp_path / 'sweep'}"),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **SETTINGS[setting][1]},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -48,8 +48,32 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             fail(str(error), EXIT_BAD_INPUT)
         except KeyboardInterrupt:
             fail("interrupted", EXIT_INTERRUPTED)
+        except (RuntimeError, AssertionError):
+            # Where there is no device, JAX says so at its first use, and for CUDA nothing at all.
+            if fault := device_fault():
+                fail(fault, EXIT_BAD_INPUT)
+            raise
 
+    module = sys.modules["__main__"]
+    # absl prints it for --help, with the program's name in the place of what looks like a format.
+    module.__doc__ = (module.__doc__ or "").replace("%", "%%") or None
     app.run(guarded_main, flags_parser=parse_flags)
+
+
+def device_fault() -> str | None:
+    """Why JAX has no device to compute on, in one line; None where it has one."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = jax.config.jax_platforms
+        reason = f" ({error})" if str(error) else ""
+        if not asked:
+            return f"JAX finds no device to compute on{reason}"
+        return (
+            f"JAX_PLATFORMS={asked}: JAX finds no such device here{reason}; unset it to take what"
+            " there is, or install JAX with the plugin of the device"
+        )
+    return None
 
 
 def use_compilation_cache(directory: str | None) -> None:

@@ -67,12 +67,12 @@ def as_numbers(array: Any, name: str) -> Array:
     Raises:
       ValueError: what is no array of numbers, such as a dict or None.
     """
-    if hasattr(array, "__jax_array__"):
-        array = array.__jax_array__()
     if not isinstance(array, jax.Array):
         given = array
         try:
-            array = np.asarray(array)
+            # Variables of Flax NNX, for one.
+            wrapped = getattr(array, "__jax_array__", None)
+            array = np.asarray(array) if wrapped is None else wrapped()
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name} are {described(given)}; an array is needed") from error
     if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):

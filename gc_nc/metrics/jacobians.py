@@ -186,7 +186,7 @@ def _active_norms(embed_fn, inputs, embedding_dim, chunk_size, limit):
         limit = check_whole(limit, 1, "skip_inactive")
         walked = min(limit, embedding_dim)
     wrong = over_chunks(_inactive_squares) != 0
-    short = counts > np.max(walked)
+    short = counts > np.int32(np.max(walked))
     if concrete and bool(jnp.any(wrong)):
         raise ValueError(
             f"skip_inactive is wrong for this embed_fn: example {int(jnp.argmax(wrong))} has units"

@@ -80,7 +80,7 @@ def forward_batch(variables, split, start, *, model, normalization, batch_size, 
         images, labels, weights = split
     else:
         num_examples = split.labels.shape[0]
-        rows = start + jnp.arange(batch_size)
+        rows = start + jnp.arange(batch_size, dtype=jnp.int32)
         weights = (rows < num_examples).astype(jnp.float32)
         rows = jnp.minimum(rows, num_examples - 1)
         images, labels = split.images[rows], split.labels[rows]
@@ -138,7 +138,7 @@ def evaluation_sums(
     embedding_dim = variables["params"]["head"]["kernel"].shape[0]
     sums = EvaluationSums(
         metrics.init_class_statistics(num_classes, embedding_dim, scatter=scatter),
-        jnp.zeros(()),
+        jnp.zeros((), jnp.float32),
         jnp.zeros((), jnp.int32),
     )
     if placement is not None:

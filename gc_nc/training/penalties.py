@@ -17,8 +17,10 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from gc_nc.array_types import Array
+from gc_nc.array_types import Array, check_whole
 from gc_nc.errors import InputError
+from gc_nc.metrics.argument_checks import as_key
+from gc_nc.metrics.jacobian_estimators import signs
 
 #: The values of `method`.
 PENALTY_METHODS = ("output_probes", "input_probes", "exact")
@@ -60,12 +62,11 @@ def geometric_complexity_with_outputs(
     """
     if method not in PENALTY_METHODS:
         raise ValueError(f"method={method!r} is not one of: {', '.join(PENALTY_METHODS)}")
-    if num_probes < 1:
-        raise ValueError(f"num_probes={num_probes} must be at least 1")
+    num_probes, key = check_whole(num_probes, 1, "num_probes"), as_key(key)
 
     if method == "input_probes":
         # Drawn flat: XLA's CPU compiler takes seconds for random numbers of a rank-4 shape.
-        drawn = jax.random.rademacher(key, (num_probes, inputs.size), inputs.dtype)
+        drawn = signs(key, (num_probes, inputs.size)).astype(inputs.dtype)
         products, others = [], None
         for tangent in drawn.reshape(num_probes, *inputs.shape):
             _, product, others = jax.jvp(network, (inputs,), (tangent,), has_aux=True)
@@ -74,7 +75,7 @@ def geometric_complexity_with_outputs(
 
     outputs, vjp_fn, others = jax.vjp(network, inputs, has_aux=True)
     if method == "output_probes":
-        drawn = jax.random.rademacher(key, (num_probes, *outputs.shape), outputs.dtype)
+        drawn = signs(key, (num_probes, *outputs.shape)).astype(outputs.dtype)
         # One by one and unrolled: few, and a loop would slow convolutions on the CPU.
         products = [vjp_fn(cotangent)[0] for cotangent in drawn]
         return _mean_square(products, inputs.shape[0]), others
@@ -155,7 +156,7 @@ def make_penalty(
     chosen = config.gc_penalty
     if not chosen.weight:
         return None
-    images = jnp.zeros((1, *image_shape))
+    images = jnp.zeros((1, *image_shape), jnp.float32)
     sizes = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images)[0])
     dim = sizes[0 if chosen.of == "logits" else 1].shape[1]
     if chosen.method == "exact" and dim > MAX_EXACT_DIM:

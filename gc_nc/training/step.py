@@ -85,7 +85,7 @@ def init_state(
     seed: int, model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple
 ) -> TrainState:
     """The state before the first step; a function of the seed."""
-    images = jnp.zeros((1, *image_shape))
+    images = jnp.zeros((1, *image_shape), jnp.float32)
 
     @jax.jit
     def init(key):
@@ -201,14 +201,14 @@ def train_step_on_batch(
             (logits, _), updates = model.apply(
                 variables, images, train=True, mutable=["batch_stats"]
             )
-            gc_term = jnp.zeros(())
+            gc_term = jnp.zeros((), jnp.float32)
         else:
             step_key = jax.random.fold_in(penalty_key, state.step)
             gc, logits, updates = penalty.forward(model, variables, images, step_key)
             gc_term = penalty_weight * gc
             metrics["geometric_complexity"] = gc
         loss = jnp.mean(cross_entropy(logits, labels))
-        l2_term = l2 * l2_penalty(params) if l2 else jnp.zeros(())
+        l2_term = l2 * l2_penalty(params) if l2 else jnp.zeros((), jnp.float32)
         total = loss + l2_term
         if penalty is not None:
             total = total + gc_term
@@ -217,7 +217,7 @@ def train_step_on_batch(
             "l2_penalty": l2_term,
             "gc_penalty": gc_term,
             "total_loss": total,
-            "accuracy": jnp.mean(jnp.argmax(logits, axis=1) == labels),
+            "accuracy": jnp.mean(jnp.argmax(logits, axis=1) == labels, dtype=jnp.float32),
         }
         return total, (updates, metrics)
 

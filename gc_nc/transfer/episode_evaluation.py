@@ -142,6 +142,8 @@ def episode_neural_collapse(
             f"an episode of classes {', '.join(map(str, wrong))}; different ones in"
             f" 0..{num_classes - 1} are needed"
         )
+    # Its diagonal is NaN, of which nothing must be taken.
+    cdnv = jnp.where(jnp.eye(num_classes, dtype=bool), 0, cdnv)
     pairs = cdnv[classes[:, :, None], classes[:, None, :]]
     pairs = jnp.where(jnp.eye(num_ways, dtype=bool)[None], 0, pairs)
     return with_nan(bad, jnp.sum(pairs, axis=(1, 2)) / (num_ways * (num_ways - 1)))

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 from absl import flags
@@ -43,7 +44,7 @@ def _small_and_without_pictures(monkeypatch):
 
 
 def tiny_config(folder):
-    """A run with flips, a penalty, a monitor, BatchNorm and held-out classes."""
+    """A run with a penalty, a monitor, BatchNorm and held-out classes."""
     rng = np.random.default_rng(0)
     labels = np.arange(48) % 6
     patterns = rng.integers(0, 256, (6, 8, 8, 1))
@@ -57,7 +58,6 @@ def tiny_config(folder):
     config = default_config()
     config.data.source, config.data.data_dir = "npz", str(folder / "data.npz")
     config.data.classes.split, config.data.classes.counts = "random", (4, 2)
-    config.data.flip, config.data.crop_padding = True, 1
     config.model.width, config.model.batch_norm = 0.2, True
     config.batch_size, config.num_steps = 4, 3
     config.optimizer.momentum, config.optimizer.l2 = 0.9, 1e-3
@@ -96,12 +96,14 @@ def as_by_default(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_train_measure_and_transfer(setting, as_by_default, tmp_path):
+def test_train_measure_and_transfer(setting, as_by_default, tmp_path, monkeypatch):
+    # Without jit its functions see the Python numbers that they are called with.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", setting == "disable_jit")
     with SETTINGS[setting][0]():
         found = run_and_results(tmp_path / "runs")
     assert found.keys() == as_by_default.keys()
     for name, value in found.items():
-        if "seconds" in name or "per_sec" in name or "time" in name:
+        if isinstance(value, str) or any(word in name for word in ("seconds", "per_sec", "time")):
             continue
         # rtol: three steps of training let rounding grow.
         np.testing.assert_allclose(value, as_by_default[name], rtol=2e-2, atol=1e-4, err_msg=name)
@@ -129,7 +131,7 @@ def test_sweep(setting, tmp_path):
     tiny_config(tmp_path)
     path = tmp_path / "sweep_config.py"
     data = str(tmp_path / "data.npz")
-    path.write_text(CONFIG.format(data=data, num_steps=2, sweep="grid({\"seed\": (0,)})"))
+    path.write_text(CONFIG.format(data=data, num_steps=2, sweep='grid({"seed": (0,)})'))
     done = subprocess.run(
         [
             *(sys.executable, "-m", "experiments.sweep"),

@@ -22,7 +22,7 @@ from gc_nc.array_types import is_known
 from gc_nc.metrics.traced_functions import draws_anew
 
 # Of how much the embeddings themselves differ.
-_SMALLEST_CHANGE = 1e-4
+_SMALLEST_CHANGE = 1e-5
 _ASIDE = " (metrics.examples_may_mix() switches this check off)"
 _MIX = (
     "examples mix: embed_fn gives an example another embedding when other examples of its batch"
@@ -65,14 +65,14 @@ def is_switched_off() -> bool:
 
 
 class MixingCheck:
-    """Looks at a function once for each shape of its inputs; warns at every call of a bad one."""
+    """Looks at a function once for each shape of its inputs, and warns once of a bad one."""
 
     def __init__(self, trace_fn: Callable, program: Hashable = None):
         """For a function that JAX can trace, inputs (n, *input) -> (n, K).
 
-        Functions of one `program` share what was found; None shares it with none.
+        Functions of one `program` share what was found, and each warns; None shares it with none.
         """
-        self._trace_fn = trace_fn
+        self._trace_fn, self._warned = trace_fn, False
         self._findings = {} if program is None else _findings_of(program)
 
     def __call__(
@@ -90,7 +90,9 @@ class MixingCheck:
         shape = inputs.shape
         if shape not in self._findings:
             self._findings[shape] = self._look(run, inputs, np.asarray(embeddings))
-        if message := self._findings[shape]:
+        message = self._findings[shape]
+        if message and not self._warned:
+            self._warned = True
             warnings.warn(message, ImpureEmbeddingWarning, stacklevel=_outside_of_the_library())
 
     def _look(self, run, inputs, embeddings):
@@ -140,16 +142,17 @@ def _exceeds(change, tolerance, one, other) -> bool:
 def _with_others(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The inputs with the first and about half of the others replaced, and which those are.
 
-    Half of them at random, so that a maximum over the batch moves too, and a shift by any number of
-    rows is seen. What replaces them is made from other rows, smaller and with the same sign, which
-    most networks take.
+    Half of them at random, so that a shift by any number of rows is seen. What replaces them is made
+    from other rows, with the same signs and smaller, which most networks take; only the first has
+    the largest entry of all, so that a maximum over the batch moves too.
     """
     replaced = np.random.default_rng(0).random(len(inputs)) < 0.5
     replaced[0], replaced[-1] = True, False
     rows = inputs.reshape(len(inputs), -1)
     others = np.roll(rows, 1, axis=0)[:, ::-1] / 4
-    if np.array_equal(others[replaced], rows[replaced]):
-        others = others + 1
+    largest, own = np.max(np.abs(rows)), np.max(np.abs(others[0]))
+    with np.errstate(all="ignore"):
+        others[0] = others[0] * (2 * largest / own) if own > 0 else 1 + largest
     changed = np.where(replaced[:, None], others, rows).astype(inputs.dtype)
     return changed.reshape(inputs.shape), replaced
 

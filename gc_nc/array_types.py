@@ -47,7 +47,7 @@ def as_floating(array: Array | np.generic | float, name: str) -> jax.Array:
     """
     array = as_numbers(array, name)
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise ValueError(f"{name} are {array.dtype}; real numbers are needed")
+        raise ValueError(f"{_subject(name)} {array.dtype}; real numbers are needed")
     # NaN is allowed in rows of weight 0.
     with jax.debug_nans(False):
         if isinstance(array, jax.Array):
@@ -67,18 +67,23 @@ def as_numbers(array: Any, name: str) -> Array:
     Raises:
       ValueError: what is no array of numbers, such as a dict or None.
     """
+    given = array
     if not isinstance(array, jax.Array):
-        given = array
         try:
             # Variables of Flax NNX, for one.
             wrapped = getattr(array, "__jax_array__", None)
             array = np.asarray(array) if wrapped is None else wrapped()
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{name} are {described(given)}; an array is needed") from error
+            raise ValueError(
+                f"{_subject(name)} {described(given)}; an array of numbers is needed"
+            ) from error
     if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
-        what = described(given) if array.dtype == object else array.dtype
-        raise ValueError(f"{name} are {what}; an array of numbers is needed")
+        raise ValueError(f"{_subject(name)} {described(given)}; an array of numbers is needed")
     return replicated(array) if isinstance(array, jax.Array) else array
+
+
+def _subject(name: str) -> str:
+    return f"{name} {'are' if name.endswith('s') else 'is'}"
 
 
 def described(value: Any) -> str:

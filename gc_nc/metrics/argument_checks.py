@@ -14,6 +14,8 @@ from jaxtyping import Shaped
 
 from gc_nc.array_types import Array, as_numbers, as_weights, described, is_known, replicated
 
+ARRAYS = (jax.Array, np.ndarray)
+
 
 def as_key(key: Any) -> jax.Array:
     """One typed random key; the old style, an array of uint32, is wrapped.
@@ -21,7 +23,7 @@ def as_key(key: Any) -> jax.Array:
     Raises:
       ValueError: anything else.
     """
-    if isinstance(key, (jax.Array, np.ndarray)):
+    if isinstance(key, ARRAYS):
         if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.dtype == np.uint32:
             words = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
             if key.shape == words:
@@ -39,12 +41,12 @@ def as_number(value: Any, name: str, allowed: Callable[[float], bool], needed: s
     """
     if not is_known(value):
         raise ValueError(f"{name} is traced; a number that is known outside jit is needed")
-    array = as_numbers(value, name) if not isinstance(value, (bool, str)) else None
-    if array is None or array.ndim or not jnp.issubdtype(array.dtype, jnp.number):
+    one_number = np.ndim(value) == 0 and isinstance(value, (int, float, np.number, *ARRAYS))
+    if not one_number or isinstance(value, bool) or not np.isreal(value):
         raise ValueError(f"{name}={described(value)} {needed}")
-    if jnp.issubdtype(array.dtype, jnp.complexfloating) or not allowed(float(array)):
+    if not allowed(float(value)):
         raise ValueError(f"{name}={value} {needed}")
-    return float(array)
+    return float(value)
 
 
 def check_function(function: Any, name: str, needed: str) -> None:

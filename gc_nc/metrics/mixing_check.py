@@ -102,7 +102,8 @@ class MixingCheck:
         changed, replaced = _with_others(np.asarray(inputs))
 
         def embed(x):
-            x = jax.device_put(x, inputs.sharding)
+            # Committed to a device only if the inputs are: it would be another program otherwise.
+            x = jax.device_put(x, inputs.sharding if inputs.committed else None)
             return np.asarray(run(x))
 
         try:
@@ -110,14 +111,14 @@ class MixingCheck:
         except FloatingPointError:
             # Somebody debugs NaN, and what was made up is no input of this network.
             return None
-        change = np.abs(after - embeddings)[~replaced]
+        change = _difference(after, embeddings)[~replaced]
         tolerance = self._tolerance(embeddings, jnp.float32)
         if not _exceeds(change, tolerance, embeddings[~replaced], after[~replaced]):
             return None
         # Looked at again only now: half precision, and what the same program gives the same inputs.
         again = embed(np.asarray(inputs))
         tolerance = self._tolerance(embeddings, jax.eval_shape(self._trace_fn, shape).dtype)
-        noise = np.abs(again - embeddings)
+        noise = _difference(again, embeddings)
         if _exceeds(noise, tolerance, embeddings, again):
             return _RANDOM
         tolerance = tolerance + 4 * np.nan_to_num(noise[~replaced])
@@ -132,6 +133,11 @@ class MixingCheck:
         return 4 * float(jnp.finfo(dtype).eps) * size + _SMALLEST_CHANGE * spread
 
 
+def _difference(one, other) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        return np.abs(one - other)
+
+
 def _exceeds(change, tolerance, one, other) -> bool:
     """Whether two arrays differ by more, or in where they are finite."""
     known = np.isfinite(one) & np.isfinite(other)
@@ -142,9 +148,9 @@ def _exceeds(change, tolerance, one, other) -> bool:
 def _with_others(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The inputs with the first and about half of the others replaced, and which those are.
 
-    Half of them at random, so that a shift by any number of rows is seen. What replaces them is made
-    from other rows, with the same signs and smaller, which most networks take; only the first has
-    the largest entry of all, so that a maximum over the batch moves too.
+    Half of them at random, so that a shift by any number of rows is seen. What replaces them is
+    made from other rows, with the same signs and smaller, which most networks take; only the first
+    has the largest entry of all, so that a maximum over the batch moves too.
     """
     replaced = np.random.default_rng(0).random(len(inputs)) < 0.5
     replaced[0], replaced[-1] = True, False

@@ -99,6 +99,8 @@ def sample_episodes(
 
 
 def _draw(key, table, *, num_ways, num_shots, num_queries):
+    # Without jit they would be NumPy's, which no traced index can index.
+    table = _ClassTable(*map(jnp.asarray, table))
     class_key, image_key = jax.random.split(key)
     class_bits = jax.random.bits(class_key, (num_ways,), jnp.uint32)
     ways = _without_replacement(class_bits[:, None], jnp.full(1, table.counts.size, jnp.int32))[

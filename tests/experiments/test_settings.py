@@ -94,6 +94,13 @@ def as_by_default(tmp_path_factory):
         return run_and_results(tmp_path_factory.mktemp("default") / "runs")
 
 
+def flatten(results, path=""):
+    flat = {}
+    for key, value in results.items():
+        flat |= flatten(value, f"{path}{key}.") if isinstance(value, dict) else {path + key: value}
+    return flat
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_train_measure_and_transfer(setting, as_by_default, tmp_path, monkeypatch):
@@ -101,12 +108,13 @@ def test_train_measure_and_transfer(setting, as_by_default, tmp_path, monkeypatc
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", setting == "disable_jit")
     with SETTINGS[setting][0]():
         found = run_and_results(tmp_path / "runs")
-    assert found.keys() == as_by_default.keys()
+    found, expected = flatten(found), flatten(as_by_default)
+    assert found.keys() == expected.keys()
     for name, value in found.items():
         if isinstance(value, str) or any(word in name for word in ("seconds", "per_sec", "time")):
             continue
         # rtol: three steps of training let rounding grow.
-        np.testing.assert_allclose(value, as_by_default[name], rtol=2e-2, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(value, expected[name], rtol=2e-2, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.slow

@@ -21,7 +21,14 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
 from matfree import stochtrace
 
-from gc_nc.array_types import Array, as_scalar, check_known, check_whole, nan_where
+from gc_nc.array_types import (
+    Array,
+    as_scalar,
+    check_known,
+    check_whole,
+    nan_where,
+    replicated,
+)
 from gc_nc.compilation import jit_for_device
 from gc_nc.metrics.argument_checks import as_key, check_function
 from gc_nc.metrics.functions_by_value import comparable
@@ -227,7 +234,7 @@ def _sharpness(loss, theta, rho):
 def _compile(loss_fn: LossFn, params: Any) -> Callable:
     """Checks both; returns (params, *arguments, measure) -> measure(loss, theta, *arguments).
 
-    The measure is static; the loss it gets is a function of one flat vector in float32 or better.
+    The measure is static; the loss it gets is a function of one flat vector in float32.
     """
     check_function(loss_fn, "loss_fn", "from parameters to a scalar")
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -252,7 +259,7 @@ def _compile(loss_fn: LossFn, params: Any) -> Callable:
 
 
 def _cast_up(params):
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    return jax.tree.map(lambda leaf: replicated(jnp.asarray(leaf, jnp.float32)), params)
 
 
 def _evaluate(loss_fn, params, *arguments, measure):

@@ -155,7 +155,10 @@ def test_a_number_that_is_traced_is_refused():
         (lambda: metrics.jacobian_norms(EMBED, None), "inputs are None; an array of numbers"),
         (lambda: metrics.jacobian_norms(EMBED, "x"), "inputs are .*; an array of numbers"),
         (lambda: metrics.jacobian_norms(EMBED, [[1.0], [1.0, 2]]), "inputs are a list; an array"),
-        (lambda: metrics.jacobian_norms(EMBED, jax.random.split(KEY)), "inputs are key<fry>; an"),
+        (
+            lambda: metrics.jacobian_norms(EMBED, jax.random.split(KEY)),
+            r"inputs are key<fry> of shape \(2,\); an array",
+        ),
         (lambda: metrics.geometric_complexity_to_error(EMBED, {}, KEY), "inputs are a dict"),
         (lambda: update(embeddings={"z": Z}), "embeddings are a dict; an array of numbers"),
         (lambda: update(weights="all"), "weights are .*; an array of numbers"),

@@ -65,7 +65,7 @@ def device_fault() -> str | None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
-        asked = jax.config.jax_platforms
+        asked = _platforms()
         reason = f" ({error})" if str(error) else ""
         if not asked:
             return f"JAX finds no device to compute on{reason}"
@@ -74,6 +74,10 @@ def device_fault() -> str | None:
             " there is, or install JAX with the plugin of the device"
         )
     return None
+
+
+def _platforms() -> str | None:
+    return jax.config.jax_platforms
 
 
 def use_compilation_cache(directory: str | None) -> None:

@@ -49,14 +49,19 @@ class examples_may_mix(contextlib.ContextDecorator):  # noqa: N801
     `metrics.ImpureEmbeddingWarning`.
     """
 
+    def __init__(self):
+        """Takes no arguments."""
+        # Several where a function that it decorates calls itself.
+        self._before = []
+
     def __enter__(self):
         """Until the end of the block, in this thread or task."""
-        self._token = _may_mix.set(True)
+        self._before.append(_may_mix.set(True))
         return self
 
     def __exit__(self, *exception):
         """As it was before."""
-        _may_mix.reset(self._token)
+        _may_mix.reset(self._before.pop())
 
 
 def is_switched_off() -> bool:
@@ -172,7 +177,9 @@ def _findings_of(program: Hashable) -> dict[tuple, str | None]:
 def program_of(function: Any) -> Hashable:
     """What tells a Partial's program from others: the function, its leaves' shapes and dtypes."""
     leaves, structure = jax.tree.flatten(function)
-    return structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    # Keys have a dtype, Python's numbers have none.
+    kinds = (getattr(leaf, "dtype", type(leaf)) for leaf in leaves)
+    return structure, tuple(zip(map(jnp.shape, leaves), kinds, strict=True))
 
 
 def _outside_of_the_library() -> int:

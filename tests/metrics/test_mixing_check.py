@@ -195,11 +195,16 @@ def test_a_program_is_looked_at_once(monkeypatch):
     # Of another shape, another program.
     probes(jax.tree_util.Partial(embed, jnp.float32(1)), X[:9])
     assert len(looks) == 2
+    # A key among the leaves is as good as any.
+    drop = jax.tree_util.Partial(lambda key, x: x * jax.random.bernoulli(key, 0.5, x.shape), KEY)
+    probes(drop)
+    probes(drop)
+    assert len(looks) == 3
     # What was found is said again, to whoever calls next.
     for scale in (1.0, 2.0):
         bad = jax.tree_util.Partial(mixing, jnp.float32(scale))
         assert len(warnings_of(lambda bad=bad: probes(bad))) == 1
-    assert len(looks) == 3
+    assert len(looks) == 4
 
 
 def test_it_compiles_nothing(compilations):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gc_nc import metrics, transfer
+from gc_nc.training.penalties import geometric_complexity_with_outputs
 from tests.metrics.metric_table import METRICS, arguments_of
 
 SETTINGS = {
@@ -36,6 +37,7 @@ def episode_data():
         "support_embeddings": support,
         "query_embeddings": rng.normal(size=(8, 5)),
         "embeddings": rng.normal(size=(24, 5)) + LABELS[:, None],
+        "inputs": rng.normal(size=(96, 4)),
         "cdnv": np.where(np.eye(3) > 0, np.nan, rng.uniform(size=(3, 3))),
     }
 
@@ -71,7 +73,23 @@ TRANSFER = {
     "sample_episodes": episodes_of,
     "mean_confidence_interval": lambda: transfer.mean_confidence_interval([0.25, 0.5]),
 }
+#: What is neither a metric that can be traced nor of transfer.
+OTHERS = {
+    "geometric_complexity_to_error": lambda inputs: metrics.geometric_complexity_to_error(
+        jax.tree_util.Partial(lambda x: jnp.tanh(x @ jnp.ones((4, 6), jnp.float32))),
+        inputs,
+        jax.random.key(0),
+        labels=np.arange(96) % 3,
+        relative_error=0.3,
+        num_pilot=64,
+    ),
+    "geometric_complexity_with_outputs": lambda inputs: geometric_complexity_with_outputs(
+        lambda x: (jnp.tanh(x), ()), inputs[:8].astype(np.float32), jax.random.key(0), num_probes=2
+    ),
+}
 TRANSFER_ARGUMENTS = {
+    "geometric_complexity_to_error": ("inputs",),
+    "geometric_complexity_with_outputs": ("inputs",),
     "transform_features": ("embeddings",),
     "episode_accuracies": ("embeddings",),
     "episode_neural_collapse": ("cdnv",),
@@ -88,7 +106,7 @@ TYPICAL = {
 
 
 def call_of(name):
-    return METRICS[name].call if name in METRICS else TRANSFER[name]
+    return METRICS[name].call if name in METRICS else (TRANSFER | OTHERS)[name]
 
 
 def given_to(name):
@@ -107,7 +125,7 @@ def by_default(name):
 
 def cases():
     for setting in SETTINGS:
-        for name in [*METRICS, *TRANSFER]:
+        for name in [*METRICS, *TRANSFER, *OTHERS]:
             names = METRICS[name].names if name in METRICS else SHARDED
             if setting == "explicit_mesh" and SHARDED.isdisjoint(names):
                 continue

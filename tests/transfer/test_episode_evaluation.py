@@ -18,6 +18,7 @@ from gc_nc.transfer import (
     nearest_mean_predictions,
     sample_episodes,
 )
+from tests.rounding import assert_same_numbers
 
 COMPILED = {name: jax.jit(head) for name, head in HEADS.items()}
 collapse_of = jax.jit(episode_neural_collapse)
@@ -38,17 +39,25 @@ def head(request):
     return request.param
 
 
-def one_episode(separation=1.0):
-    z = random_embeddings(separation)
-    episode = jax.tree.map(
-        lambda array: np.asarray(array[0]), sample_episodes(KEY, LABELS, 1, **SIZES)
-    )
-    return z[episode.support], z[episode.query.ravel()]
+@pytest.fixture(scope="module")
+def episodes():
+    """515: more than are evaluated in one program, whose next ones overlap them."""
+    return jax.device_get(sample_episodes(KEY, LABELS, 515, **SIZES))
 
 
-def test_f2_one_query_at_a_time_equals_75_at_once(head):
+def first(episodes, count):
+    return jax.tree.map(lambda array: array[:count], episodes)
+
+
+@pytest.fixture
+def one_episode(episodes):
+    z = random_embeddings(1.0)
+    return z[episodes.support[0]], z[episodes.query[0].ravel()]
+
+
+def test_f2_one_query_at_a_time_equals_75_at_once(head, one_episode):
     predict = COMPILED[head]
-    support, query = one_episode()
+    support, query = one_episode
     together = predict(support, query)
     assert together.dtype == np.int32
     assert set(np.asarray(together)) == set(range(5))
@@ -56,24 +65,24 @@ def test_f2_one_query_at_a_time_equals_75_at_once(head):
     np.testing.assert_array_equal(alone, together)
 
 
-def test_permuting_queries_permutes_predictions(head):
+def test_permuting_queries_permutes_predictions(head, one_episode):
     predict = COMPILED[head]
-    support, query = one_episode()
+    support, query = one_episode
     order = np.random.default_rng(0).permutation(75)
     np.testing.assert_array_equal(predict(support, query[order]), predict(support, query)[order])
 
 
-def test_permuting_ways_permutes_predictions(head):
+def test_permuting_ways_permutes_predictions(head, one_episode):
     predict = COMPILED[head]
-    support, query = one_episode()
+    support, query = one_episode
     order = np.array([3, 0, 4, 1, 2])
     np.testing.assert_array_equal(
         order[np.asarray(predict(support[order], query))], predict(support, query)
     )
 
 
-def test_equal_ways_are_a_tie_of_which_the_lowest_is_taken(head):
-    support, query = one_episode()
+def test_equal_ways_are_a_tie_of_which_the_lowest_is_taken(head, one_episode):
+    support, query = one_episode
     support[3] = support[1]
     support[1] = support[2]
     support[2] = support[1]
@@ -81,9 +90,9 @@ def test_equal_ways_are_a_tie_of_which_the_lowest_is_taken(head):
     assert set(np.asarray(predicted)) == {0, 1, 3, 4}
 
 
-def test_what_is_not_finite_has_no_prediction(head):
+def test_what_is_not_finite_has_no_prediction(head, one_episode):
     predict = COMPILED[head]
-    support, query = one_episode()
+    support, query = one_episode
     expected = np.array(predict(support, query))
     for i, value in ((4, np.nan), (9, np.inf), (11, -np.inf)):
         query[i, 2] = value
@@ -95,52 +104,52 @@ def test_what_is_not_finite_has_no_prediction(head):
         np.testing.assert_array_equal(predict(bad, query), -1)
 
 
-# Each episode has images of its own: what episodes share is more than their interval knows.
-_NUM_EPISODES = 122
-_MANY_LABELS = np.tile(LABELS, _NUM_EPISODES)
+def with_images_of_their_own(episodes):
+    """(labels, episodes): what episodes share is more than their interval knows."""
+    num_episodes = len(episodes.classes)
+    offsets = LABELS.size * np.arange(num_episodes)[:, None, None]
+    classes, *images = episodes
+    return np.tile(LABELS, num_episodes), Episode(classes, *(i + offsets for i in images))
 
 
-@pytest.fixture
-def episodes_of_their_own(monkeypatch):
-    """In blocks that do not divide their number, and with few at once."""
-    monkeypatch.setattr(episode_evaluation, "_MAX_BLOCK_EPISODES", 4)
-    monkeypatch.setattr(episode_evaluation, "_EPISODES_AT_ONCE", 3)
-    classes, *images = map(np.asarray, sample_episodes(KEY, LABELS, _NUM_EPISODES, **SIZES))
-    offsets = LABELS.size * np.arange(_NUM_EPISODES)[:, None, None]
-    return Episode(classes, *(indices + offsets for indices in images))
-
-
-def test_random_embeddings_score_chance(head, episodes_of_their_own):
-    z = np.random.default_rng(3).normal(size=(_MANY_LABELS.size, 10)).astype(np.float32)
-    accuracies = episode_accuracies(z, _MANY_LABELS, episodes_of_their_own, head)
-    mean, half_width = mean_confidence_interval(accuracies)
+def test_accuracies_are_shares_of_right_predictions(head, episodes):
+    """122 episodes: not a multiple of how many are computed at once."""
+    labels, own = with_images_of_their_own(first(episodes, 122))
+    z = np.tile(random_embeddings(0.5), (122, 1))
+    accuracies = episode_accuracies(z, labels, own, head)
+    assert accuracies.dtype == np.float64
+    predict = COMPILED[head]
+    for i in (0, 1, 60, 119, 120, 121):
+        classes, support, query = (array[i] for array in own)
+        predicted = classes[np.asarray(predict(z[support], z[query.ravel()]))]
+        assert accuracies[i] == np.mean(predicted == labels[query.ravel()])
+    assert len(set(accuracies)) > 3
+    # Embeddings that say nothing of classes score chance.
+    z = np.random.default_rng(3).normal(size=z.shape).astype(np.float32)
+    mean, half_width = mean_confidence_interval(episode_accuracies(z, labels, own, head))
     assert half_width < 0.02
     assert abs(mean - 0.2) < half_width
 
 
-def test_accuracies_are_shares_of_right_predictions(head, episodes_of_their_own):
-    z = np.tile(random_embeddings(0.5), (_NUM_EPISODES, 1))
-    done = []
-    accuracies = episode_accuracies(
-        z, _MANY_LABELS, episodes_of_their_own, head, report=done.append
-    )
-    assert done == [*range(4, 121, 4), 122]
-    assert accuracies.dtype == np.float64
-    predict = COMPILED[head]
-    for i in (0, 1, 60, 119, 120, 121):
-        classes, support, query = (array[i] for array in episodes_of_their_own)
+def test_blocks_that_overlap_count_each_episode_once(episodes):
+    z, done = random_embeddings(0.5), []
+    accuracies = episode_accuracies(z, LABELS, episodes, report=done.append)
+    assert done == [512, 515]
+    predict = COMPILED["nearest_mean"]
+    for i in (0, 2, 3, 511, 512, 513, 514):
+        classes, support, query = (array[i] for array in episodes)
         predicted = classes[np.asarray(predict(z[support], z[query.ravel()]))]
-        assert accuracies[i] == np.mean(predicted == _MANY_LABELS[query.ravel()])
-    assert len(set(accuracies)) > 3
+        assert accuracies[i] == np.mean(predicted == LABELS[query.ravel()])
 
 
-def test_a_head_with_options_and_memory_for_one_episode(monkeypatch):
-    z, episodes = random_embeddings(0.5), sample_episodes(KEY, LABELS, 10, **SIZES)
+def test_a_head_with_options_and_memory_for_one_episode(monkeypatch, episodes):
+    labels, own = with_images_of_their_own(first(episodes, 122))
+    z = np.tile(random_embeddings(0.5), (122, 1))
     ridge = functools.partial(HEADS["ridge"], regularization=1e-3)
-    accuracies = episode_accuracies(z, LABELS, episodes, ridge)
-    assert np.any(accuracies != episode_accuracies(z, LABELS, episodes, "ridge"))
+    accuracies = episode_accuracies(z, labels, own, ridge)
+    assert np.any(accuracies != episode_accuracies(z, labels, own, "ridge"))
     monkeypatch.setattr(episode_evaluation, "_BLOCK_BYTES", 1)
-    np.testing.assert_array_equal(episode_accuracies(z, LABELS, episodes, ridge), accuracies)
+    np.testing.assert_array_equal(episode_accuracies(z, labels, own, ridge), accuracies)
 
 
 def test_memory_is_bounded():
@@ -160,15 +169,17 @@ def test_memory_is_bounded():
     assert episode_evaluation._episodes_at_once(wide, *arguments[1:]) == 1
 
 
-def test_queries_without_a_prediction_are_errors_and_told_of():
+def test_queries_without_a_prediction_are_errors_and_told_of(episodes):
     z = random_embeddings(50.0)
-    episodes = sample_episodes(KEY, LABELS, 20, **SIZES)
     z[episodes.query[0, 2, 3]] = np.nan
-    uses = np.sum(np.asarray(episodes.query) == episodes.query[0, 2, 3], axis=(1, 2))
-    with pytest.warns(RuntimeWarning, match=r"no prediction for \d+ of 1500 queries"):
+    unknown = np.isnan(z[episodes.query, 0]).sum(axis=(1, 2))
+    unknown = np.where(np.isnan(z[episodes.support, 0]).any(axis=(1, 2)), 75, unknown)
+    # 512 in a block, then the last 512 of them: a query of both is told of once.
+    assert unknown[3:512].sum() > 0
+    message = f"no prediction for {unknown.sum()} of {515 * 75} queries"
+    with pytest.warns(RuntimeWarning, match=message):
         accuracies = episode_accuracies(z, LABELS, episodes)
-    in_support = np.any(np.asarray(episodes.support) == episodes.query[0, 2, 3], axis=(1, 2))
-    np.testing.assert_allclose(accuracies, np.where(in_support, 0, 1 - uses / 75))
+    np.testing.assert_array_equal(accuracies, (75 - unknown) / 75)
 
 
 @pytest.mark.parametrize(
@@ -181,9 +192,9 @@ def test_queries_without_a_prediction_are_errors_and_told_of():
         ({"single": True}, r"episodes of shapes \(5,\), \(5, 1\), \(5, 15\)"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(change, message, monkeypatch):
+def test_what_does_not_fit_is_refused_in_one_line(change, message, monkeypatch, episodes):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    episodes = sample_episodes(KEY, LABELS, 3, **SIZES)
+    episodes = first(episodes, 3)
     z, labels = random_embeddings(), change.get("labels", LABELS)
     if "few" in change:
         z, labels = z[:60], labels[:60]
@@ -197,17 +208,17 @@ def test_what_does_not_fit_is_refused_in_one_line(change, message, monkeypatch):
 def test_neural_collapse_of_an_episode_is_that_of_its_classes_alone():
     z = random_embeddings(1.0)
     classes = np.array([[0, 1, 2, 3], [7, 2, 5, 0]])
-    collapse_of_all = jax.jit(metrics.neural_collapse)
 
     @jax.jit
-    def statistics(kept):
+    def collapse_and_cdnv(kept):
         stats = metrics.init_class_statistics(8, 10)
-        return metrics.update_class_statistics(stats, z, LABELS, weights=kept)
+        stats = metrics.update_class_statistics(stats, z, LABELS, weights=kept)
+        return metrics.neural_collapse(stats), metrics.cdnv_matrix(stats)
 
-    collapse = collapse_of(jax.jit(metrics.cdnv_matrix)(statistics(LABELS * 0.0 + 1)), classes)
-    expected = [collapse_of_all(statistics(1.0 * np.isin(LABELS, row))) for row in classes]
-    np.testing.assert_allclose(collapse, expected, rtol=1e-5)
-    assert expected[0] != expected[1]
+    collapse = collapse_of(collapse_and_cdnv(np.ones(240, np.float32))[1], classes)
+    expected = [collapse_and_cdnv(np.isin(LABELS, row).astype(np.float32))[0] for row in classes]
+    assert_same_numbers(collapse, expected)
+    assert abs(expected[0] - expected[1]) > 0.01 * expected[0]
 
 
 def test_neural_collapse_of_a_pair_by_hand():
@@ -243,7 +254,7 @@ def test_f1_interval_from_the_deviation_of_a_sample():
     assert half_width == pytest.approx(0.1386, abs=5e-5)
 
 
-def test_interval_of_one_and_of_no_accuracy(monkeypatch):
+def test_interval_of_one_and_of_no_accuracy():
     mean, half_width = mean_confidence_interval([0.25])
     assert mean == 0.25
     assert np.isnan(half_width)

@@ -16,6 +16,12 @@ SIZES = {"num_ways": 3, "num_shots": 2, "num_queries": 4}
 LABELS = np.random.default_rng(0).permutation(np.repeat([-7, 0, 3, 1000], [6, 9, 20, 7]))
 
 
+@pytest.fixture(scope="module")
+def many():
+    """200 episodes, in NumPy."""
+    return jax.device_get(sample_episodes(KEY, LABELS, 200, **SIZES))
+
+
 def assert_same(a, b):
     for left, right in zip(a, b, strict=True):
         np.testing.assert_array_equal(left, right)
@@ -34,25 +40,22 @@ def test_f3_every_image_exactly_once_and_never_replacement():
     assert "\n" not in str(error.value)
 
 
-def test_f4_images_carry_the_label_of_their_way():
-    images = LABELS[:, None] * np.ones((1, 3))
-    episodes = sample_episodes(KEY, LABELS, 200, **SIZES)
-    classes = np.asarray(episodes.classes)
-    assert episodes.support.shape == (200, 3, 2)
-    assert episodes.query.shape == (200, 3, 4)
-    for indices in (np.asarray(episodes.support), np.asarray(episodes.query)):
-        np.testing.assert_array_equal(images[indices], images[indices][..., :1] * np.ones(3))
+def test_f4_images_carry_the_label_of_their_way(many):
+    classes, support, query = many
+    assert support.shape == (200, 3, 2)
+    assert query.shape == (200, 3, 4)
+    for indices in (support, query):
         np.testing.assert_array_equal(
-            images[indices][..., 0], np.broadcast_to(classes[..., None], indices.shape)
+            LABELS[indices], np.broadcast_to(classes[..., None], indices.shape)
         )
-    used = np.concatenate([episodes.support, episodes.query], axis=2).reshape(200, -1)
+    used = np.concatenate([support, query], axis=2).reshape(200, -1)
     for row, ways in zip(used, classes, strict=True):
         assert len(set(row)) == 18
         assert len(set(ways)) == 3
 
 
-def test_an_episode_depends_on_its_own_number_alone():
-    few, many = (sample_episodes(KEY, LABELS, n, **SIZES) for n in (3, 8))
+def test_an_episode_depends_on_its_own_number_alone(many):
+    few = sample_episodes(KEY, LABELS, 3, **SIZES)
     assert_same(few, [array[:3] for array in many])
     for i in (0, 2, 7):
         single = sample_episode(jax.random.fold_in(KEY, i), LABELS, **SIZES)
@@ -60,19 +63,18 @@ def test_an_episode_depends_on_its_own_number_alone():
     assert np.any(many.query[0] != many.query[1])
 
 
-def test_the_same_under_jit_and_on_any_devices():
-    plain = sample_episodes(KEY, LABELS, 8, **SIZES)
-    assert_same(jax.jit(lambda key: sample_episodes(key, LABELS, 8, **SIZES))(KEY), plain)
+def test_the_same_under_jit_and_on_any_devices(many):
     mesh = Mesh(np.array(jax.devices()), ("devices",))
     sharding = NamedSharding(mesh, PartitionSpec("devices"))
-    keys = jax.device_put(jax.vmap(lambda i: jax.random.fold_in(KEY, i))(np.arange(8)), sharding)
+    keys = jax.device_put(jax.vmap(jax.random.fold_in, (None, 0))(KEY, np.arange(8)), sharding)
     sample = jax.jit(
         jax.vmap(lambda key: sample_episode(key, LABELS, **SIZES)), out_shardings=sharding
     )
     spread = sample(keys)
     assert len(spread.query.sharding.device_set) == 8
-    assert_same(spread, plain)
-    assert_same(sample_episodes(jax.device_put(KEY, jax.devices()[5]), LABELS, 8, **SIZES), plain)
+    assert_same(spread, [array[:8] for array in many])
+    elsewhere = jax.device_put(jax.random.fold_in(KEY, 7), jax.devices()[5])
+    assert_same(sample_episode(elsewhere, LABELS, **SIZES), [array[7] for array in many])
 
 
 def test_known_episode():

@@ -1,44 +1,51 @@
 """How programs are compiled: options where they may be, and a cache on the disk."""
 
 import functools
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from gc_nc import compilation
 from gc_nc.compilation import jit_for_device
 from gc_nc.errors import InputError
+from tests.rounding import assert_same_numbers
+
+X = np.eye(3, dtype=np.float32) + 1
 
 
 def cube(x):
+    """The sum of x^3; of whole numbers exactly, whatever the order of the terms."""
     return jnp.sum(x @ x @ x)
 
 
-@pytest.mark.parametrize("options", [compilation._CPU_OPTIONS, {"xla_cpu_no_such_option": "x"}])
-def test_works_inside_every_transformation(monkeypatch, options):
-    monkeypatch.setattr(compilation, "_CPU_OPTIONS", options)
-    monkeypatch.setattr(
-        compilation,
-        "compiler_options",
-        functools.cache(compilation.compiler_options.__wrapped__),
-    )
+def test_works_inside_every_transformation():
     compiled = jit_for_device(cube)
-    x = jnp.eye(3) + 1
-    for transform in (
-        lambda f: f(x),
-        lambda f: jax.jit(f)(x),
-        lambda f: jax.grad(f)(x),
-        lambda f: jax.vmap(f)(x[None]),
-        lambda f: jax.vmap(jax.grad(f))(x[None]),
-        lambda f: jax.jvp(jax.grad(f), (x,), (x,))[1],
-        lambda f: jax.lax.map(f, x[None]),
-        lambda f: jax.jit(jax.grad(jax.checkpoint(f)))(x),
+    ones, squared = np.ones((3, 3)), X @ X
+    value = (squared @ X).sum()
+    gradient = (ones @ squared + X @ ones @ X + squared @ ones).T
+    for transform, expected in (
+        (lambda f: f(X), value),
+        (lambda f: jax.jit(f)(X), value),
+        (lambda f: jax.grad(f)(X), gradient),
+        (lambda f: jax.vmap(f)(X[None]), value[None]),
+        (lambda f: jax.vmap(jax.grad(f))(X[None]), gradient[None]),
+        # The gradient is homogeneous of degree 2.
+        (lambda f: jax.jvp(jax.grad(f), (X,), (X,))[1], 2 * gradient),
+        (lambda f: jax.lax.map(f, X[None]), value[None]),
+        (lambda f: jax.jit(jax.grad(jax.checkpoint(f)))(X), gradient),
     ):
-        np.testing.assert_allclose(transform(compiled), transform(cube), rtol=1e-5)
+        np.testing.assert_array_equal(transform(compiled), expected)
+
+
+def test_options_that_this_jaxlib_lacks_are_left_out(monkeypatch):
+    monkeypatch.setattr(compilation, "_CPU_OPTIONS", {"xla_cpu_no_such_option": "x"})
+    probed = functools.cache(compilation.compiler_options.__wrapped__)
+    monkeypatch.setattr(compilation, "compiler_options", probed)
+    assert compilation.compiler_options() == {}
+    assert jit_for_device(cube)(X) == 4**3 * 3
 
 
 def test_the_options_are_given_to_jax(monkeypatch):
@@ -61,9 +68,7 @@ def test_errors_of_the_function_itself_are_its_own():
 
 @pytest.mark.skipif(not compilation.compiler_options(), reason="this jaxlib has no such options")
 def test_results_with_the_options_repeat_and_are_right():
-    # Other tests compile without most optimizations, this one with them.
-    jax.config.update("jax_disable_most_optimizations", False)
-    x = jax.random.normal(jax.random.key(0), (200, 300))
+    x = np.random.default_rng(0).normal(size=(200, 300)).astype(np.float32)
 
     def product(x):
         return x.T @ x
@@ -71,30 +76,39 @@ def test_results_with_the_options_repeat_and_are_right():
     results = [np.asarray(jit_for_device(product)(x)) for _ in range(3)]
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])
-    exact = np.asarray(x, np.float64)
-    np.testing.assert_allclose(results[0], exact.T @ exact, rtol=1e-5, atol=1e-4)
+    exact = x.astype(np.float64)
+    assert_same_numbers(results[0], exact.T @ exact, num_terms=len(x))
 
 
+@pytest.fixture
+def _own_cache():
+    """What the test sets of JAX's cache is undone; JAX opens one cache until it is reset."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.mark.usefixtures("_own_cache")
 def test_the_cache_has_a_place_and_serves_the_next_start(tmp_path):
-    # A process of its own: JAX opens one cache a process.
-    program = """
-import sys
-from pathlib import Path
-import jax
-from gc_nc import compilation
-compilation._MIN_CACHED_SECONDS = 0.0
-compilation.use_persistent_cache(Path(sys.argv[1]))
-hits = []
-jax.monitoring.register_event_listener(
-    lambda event, **_: hits.append(event) if event.endswith("cache_hits") else None
-)
-jax.jit(lambda x: x * 3 + 0.12345)(jax.numpy.ones(7)).block_until_ready()
-print(len(hits) > 0)
-"""
     place = tmp_path / "new" / "cache"
-    command = [sys.executable, "-c", program, str(place)]
-    said = [subprocess.run(command, capture_output=True, text=True).stdout for _ in range(2)]
-    assert said == ["False\n", "True\n"]
+    compilation.use_persistent_cache(place)
+    # Of these, too, that compile in no time.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    events = []
+    jax.monitoring.register_event_listener(
+        lambda event, **_: events.append(event.rpartition("/")[2])
+    )
+    hits = []
+    for _ in range(2):
+        # Another function with the same program, as after a start.
+        jax.jit(lambda x: x * 3 + 0.12345)(np.ones(7, np.float32))
+        hits.append(events.count("cache_hits"))
+        compilation_cache.reset_cache()
+    assert hits == [0, 1]
     assert list(place.iterdir())
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file cannot be made"):

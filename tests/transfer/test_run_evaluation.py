@@ -16,11 +16,11 @@ from gc_nc.models import embed_fn
 from gc_nc.training import evaluation, loop
 from gc_nc.training.configuration import default_config
 from gc_nc.training.finished_run import open_run
-from gc_nc.transfer import run_evaluation, transfer_results
-from gc_nc.transfer.run_evaluation import Protocol, evaluate_checkpoint, sample_tasks
+from gc_nc.transfer import Episode, run_evaluation, transfer_results
+from gc_nc.transfer.run_evaluation import Protocol, Task, evaluate_checkpoint, sample_tasks
 from tests.rounding import assert_same_numbers
 
-NUM_CLASSES, PER_CLASS = 8, 9
+NUM_CLASSES, PER_CLASS = 9, 10
 SOURCE = {"gc_examples": 8, "gc_probes": 2}
 
 
@@ -35,19 +35,21 @@ def write_images(path):
     labels = np.arange(NUM_CLASSES * PER_CLASS) % NUM_CLASSES
     patterns = rng.integers(0, 256, (NUM_CLASSES, 8, 8, 1))
     images = np.clip(patterns[labels] + rng.normal(scale=60, size=(len(labels), 8, 8, 1)), 0, 255)
-    np.savez(path, images=images.astype(np.uint8), labels=labels, split=np.arange(72) >= 40)
+    np.savez(path, images=images.astype(np.uint8), labels=labels, split=np.arange(90) >= 40)
 
 
 def make_config(data_path, seed=0):
+    """Every split has 15 images or 30, so that few programs serve all of them."""
     config = default_config()
     config.seed = seed
     config.data.source, config.data.data_dir = "npz", str(data_path)
-    config.data.classes.split, config.data.classes.counts = "random", (3, 2, 3)
+    config.data.classes.split, config.data.classes.counts = "random", (3, 3, 3)
+    config.data.holdout = 0.5
     config.model.name = "mlp"
     config.model.width = 0.05
     config.model.batch_norm = True
     config.batch_size, config.num_steps = 4, 4
-    config.evaluation.gc_examples = 4
+    config.evaluation.gc_examples, config.evaluation.gc_probes = 8, 2
     config.monitor.every_steps = 0
     config.checkpoint.every_steps = 2
     return config
@@ -79,7 +81,7 @@ def test_equals_embeddings_and_statistics_by_hand(runs):
     run = open_run(runs / "seed_0")
     (source, (result,)), ((_, _, episodes),) = evaluate(run)
     images, labels, names = run.held_classes["target"]
-    assert result["num_images"] == len(labels) == 27
+    assert result["num_images"] == len(labels) == 30
     assert not set(names) & set(run.dataset.class_names)
     z = embeddings_of(run, images)
     means = np.stack([z[labels == c].mean(0) for c in range(3)])
@@ -109,10 +111,15 @@ def test_the_bound_is_of_each_episode_by_its_ways_and_shots(runs, monkeypatch):
     run = open_run(runs / "seed_0")
     cdnv = np.array([[np.nan, 1, 2], [1, np.nan, 4], [2, 4, np.nan]], np.float32) * 1e-3
     monkeypatch.setattr(run_evaluation, "_target_collapse", lambda *a: (np.float32(0.5), cdnv))
-    (_, results), tasks = evaluate(run, sizes=((2, 1), (2, 4)))
+    classes = np.array([[0, 1], [2, 0], [1, 2], [1, 0]])
+    images_of = np.argsort(run.held_classes["target"].labels, kind="stable").reshape(3, 10)
+    tasks = [
+        Task(2, shots, Episode(classes, images_of[classes, :shots], images_of[classes, 6:]))
+        for shots in (1, 4)
+    ]
+    _, results = evaluate_checkpoint(run, 4, Protocol(), tasks, **SOURCE)
     for result, task in zip(results, tasks, strict=True):
-        pairs = cdnv[task.episodes.classes[:, 0], task.episodes.classes[:, 1]].astype(float)
-        assert len(set(pairs)) == 3
+        pairs = cdnv[classes[:, 0], classes[:, 1]].astype(float)
         bounds = np.minimum(1, 16 * 1 * (1 + 2 / task.num_shots) * pairs)
         assert_same_numbers(result["nearest_mean_error_bound"], bounds.mean())
         assert_same_numbers(result["episode_neural_collapse"], pairs.mean())
@@ -145,7 +152,7 @@ def test_cached_embeddings_serve_until_the_parameters_change(runs, monkeypatch):
         {"head": "ridge", "features": "centred_l2"},
         {"head": "logistic_regression", "features": "l2"},
         {"features": "centred"},
-        {"head": "fine_tuning", "fine_tuning_steps": 1, "num_episodes": 2},
+        {"head": "fine_tuning", "fine_tuning_steps": 1},
     ],
 )
 def test_heads_and_features_are_named_in_the_result(runs, options):
@@ -201,7 +208,7 @@ def test_results_are_merged_and_drawn(runs, capsys):
     command(workdir=str(workdir), num_shots=["1"])
     again = transfer_results.read_results(workdir)
     assert sorted(map(str, again["results"])) == sorted(map(str, first["results"]))
-    command(workdir=str(workdir), split="val", num_ways=["2"])
+    command(workdir=str(workdir), split="val")
     command(workdir=str(workdir), head="cosine")
     last = transfer_results.read_results(workdir)["results"]
     assert len(last) == 6
@@ -304,7 +311,7 @@ def test_runs_on_other_classes_are_not_ranked_together(runs, tmp_path):
     ("options", "message"),
     [
         ({"num_ways": ["4"]}, "num_ways=4 but labels hold 3 classes"),
-        ({"num_shots": ["6"]}, "num_shots=6 .*num_queries=4 needs 10 of each class"),
+        ({"num_shots": ["7"]}, "num_shots=7 .*num_queries=4 needs 11 of each class"),
         ({"num_ways": ["1"]}, "--num_ways=1 must be numbers of at least 2"),
         ({"num_ways": ["x"]}, "--num_ways=x must be numbers"),
         ({"num_shots": []}, "--num_shots= must be numbers"),

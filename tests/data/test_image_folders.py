@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gc_nc.data import image_folders
 from gc_nc.data.image_folders import read_image_folder
 from gc_nc.data.published_splits import PUBLISHED_SPLITS
 from gc_nc.data.sources import load_dataset
@@ -64,11 +63,8 @@ def test_folders_of_parts_are_merged_and_others_left_alone(tmp_path):
 def test_the_cache_serves_until_a_file_changes(tmp_path, monkeypatch):
     write_folder(tmp_path, ["a", "b"])
     first = read_image_folder(tmp_path, 5)
-    decoded = []
-    resize = image_folders._resized
-    monkeypatch.setattr(
-        image_folders, "_resized", lambda path, size: (decoded.append(path), resize(path, size))[1]
-    )
+    decoded, opened = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda path: decoded.append(path) or opened(path))
     again = read_image_folder(tmp_path, 5)
     assert not decoded
     np.testing.assert_array_equal(first[0], again[0])

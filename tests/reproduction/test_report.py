@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from gc_nc.errors import InputError
-from gc_nc.reproduction.report import _CSS, render_report, write_report
+from gc_nc.reproduction.report import render_report, write_report
 
 PNG = b"\x89PNG\r\n\x1a\nthe picture"
 
@@ -31,6 +31,11 @@ def found(claim, verdict):
 
 def page_of(*records):
     return render_report(list(records), {record["image"]: PNG for record in records})
+
+
+def style_of(page):
+    [style] = re.findall(r"<style>(.*?)</style>", page, re.S)
+    return style
 
 
 def summary_of(page):
@@ -131,7 +136,7 @@ def test_needs_no_network():
     assert all(value.startswith("data:image/png;base64,") for value in parsed.values("src"))
     assert all(value.startswith("#") for value in parsed.values("href"))
     assert not {"script", "link", "iframe"} & {tag for tag, _, _ in parsed.attributes}
-    assert not re.search(r"url\(|@import|https?:", _CSS)
+    assert not re.search(r"url\(|@import|https?:", style_of(page_of(a_record())))
 
 
 def test_nothing_in_a_record_is_markup():
@@ -314,7 +319,7 @@ def luminance(colour):
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_contrast(scheme):
     """WCAG AA: 4.5 for text."""
-    blocks = re.findall(r":root \{(.*?)\}", _CSS, re.S)
+    blocks = re.findall(r":root \{(.*?)\}", style_of(page_of(a_record())), re.S)
     colours = dict(re.findall(r"--([\w-]+): (#\w+)", blocks[scheme]))
     pairs = [(name, "page") for name in ("text", "soft", "link")]
     pairs += [(name, f"{name}-box") for name in ("good", "bad", "warn")]

@@ -18,8 +18,8 @@ LABELS = np.random.default_rng(0).permutation(np.repeat([-7, 0, 3, 1000], [6, 9,
 
 @pytest.fixture(scope="module")
 def many():
-    """200 episodes, in NumPy."""
-    return jax.device_get(sample_episodes(KEY, LABELS, 200, **SIZES))
+    """4,800 episodes, in NumPy."""
+    return jax.device_get(sample_episodes(KEY, LABELS, 4800, **SIZES))
 
 
 def assert_same(a, b):
@@ -42,14 +42,14 @@ def test_f3_every_image_exactly_once_and_never_replacement():
 
 def test_f4_images_carry_the_label_of_their_way(many):
     classes, support, query = many
-    assert support.shape == (200, 3, 2)
-    assert query.shape == (200, 3, 4)
+    assert support.shape == (4800, 3, 2)
+    assert query.shape == (4800, 3, 4)
     for indices in (support, query):
         np.testing.assert_array_equal(
             LABELS[indices], np.broadcast_to(classes[..., None], indices.shape)
         )
-    used = np.concatenate([support, query], axis=2).reshape(200, -1)
-    for row, ways in zip(used, classes, strict=True):
+    used = np.concatenate([support, query], axis=2).reshape(4800, -1)
+    for row, ways in zip(used.tolist(), classes.tolist(), strict=True):
         assert len(set(row)) == 18
         assert len(set(ways)) == 3
 
@@ -89,19 +89,24 @@ def chi_square(counts, expected):
     return np.sum((counts - expected) ** 2 / expected)
 
 
-def test_every_ordered_choice_of_classes_and_images_is_equally_likely():
-    labels = np.arange(16) % 4
-    num = 4800
-    episodes = sample_episodes(KEY, labels, num, num_ways=2, num_shots=1, num_queries=2)
-    pairs = collections.Counter(map(tuple, np.asarray(episodes.classes).tolist()))
-    assert len(pairs) == 12
-    # 99.9% of chi-square with 11 and 23 degrees of freedom.
-    assert chi_square(np.array(list(pairs.values())), num / 12) < 31.3
-    for way in (0, 1):
-        images = np.concatenate([episodes.support, episodes.query], axis=2)[:, way] // 4
-        triples = collections.Counter(map(tuple, images.tolist()))
-        assert len(triples) == 24
-        assert chi_square(np.array(list(triples.values())), num / 24) < 49.7
+def test_every_ordered_choice_of_classes_and_images_is_equally_likely(many):
+    ways = collections.Counter(map(tuple, many.classes.tolist()))
+    assert len(ways) == 24
+    # 99.9% of chi-square with 23 degrees of freedom.
+    assert chi_square(np.array(list(ways.values())), 200) < 49.7
+    # The class of 6 images, all of which are drawn where it is; their first three in order.
+    images = np.concatenate([many.support, many.query], axis=2)[many.classes == -7]
+    triples = collections.Counter(map(tuple, images[:, :3].tolist()))
+    assert len(triples) == 6 * 5 * 4
+    # With 119.
+    assert chi_square(np.array(list(triples.values())), len(images) / 120) < 172
+    # The class of 20, of which few are drawn: any of them first, and any of them last.
+    images = np.concatenate([many.support, many.query], axis=2)[many.classes == 3]
+    for draw in (0, 5):
+        counts = np.array(list(collections.Counter(images[:, draw].tolist()).values()))
+        # With 19.
+        assert counts.size == 20
+        assert chi_square(counts, len(images) / 20) < 43.8
 
 
 def test_random_bits_are_scaled_down_exactly():

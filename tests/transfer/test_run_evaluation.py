@@ -38,31 +38,38 @@ def write_images(path):
     np.savez(path, images=images.astype(np.uint8), labels=labels, split=np.arange(90) >= 40)
 
 
-def make_config(data_path, seed=0):
-    """Every split has 15 images or 30, so that few programs serve all of them."""
+def make_config(data_path):
+    """Every split has 15 images or 30, so that few programs serve them, in batches of 8."""
     config = default_config()
-    config.seed = seed
     config.data.source, config.data.data_dir = "npz", str(data_path)
     config.data.classes.split, config.data.classes.counts = "random", (3, 3, 3)
     config.data.holdout = 0.5
     config.model.name = "mlp"
     config.model.width = 0.05
     config.model.batch_norm = True
-    config.batch_size, config.num_steps = 4, 4
+    config.batch_size, config.num_steps = 4, 6
+    config.evaluation.batch_size = 8
     config.evaluation.gc_examples, config.evaluation.gc_probes = 8, 2
     config.monitor.every_steps = 0
-    config.checkpoint.every_steps = 2
+    config.checkpoint.every_steps, config.checkpoint.keep = 2, 3
+    config.checkpoint.best_metric = ""
     return config
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A folder of three runs that differ in their seed, none of which a test may change."""
+    """A folder of three runs, none of which a test may change: one after 6 steps, 4 and 2.
+
+    They are one run, of which the last two are copies that lack its later checkpoints.
+    """
     root = tmp_path_factory.mktemp("transfer")
     write_images(root / "data.npz")
-    for seed in range(3):
-        loop.train(make_config(root / "data.npz", seed), root / "runs" / f"seed_{seed}")
-    return root / "runs"
+    folder = root / "runs"
+    loop.train(make_config(root / "data.npz"), folder / "after_6")
+    for before, after in ((6, 4), (4, 2)):
+        shutil.copytree(folder / f"after_{before}", folder / f"after_{after}")
+        shutil.rmtree(folder / f"after_{after}" / "checkpoints" / str(before))
+    return folder
 
 
 def embeddings_of(run, images):
@@ -78,7 +85,7 @@ def evaluate(run, step=4, sizes=((3, 2),), **protocol):
 
 
 def test_equals_embeddings_and_statistics_by_hand(runs):
-    run = open_run(runs / "seed_0")
+    run = open_run(runs / "after_6")
     (source, (result,)), ((_, _, episodes),) = evaluate(run)
     images, labels, names = run.held_classes["target"]
     assert result["num_images"] == len(labels) == 30
@@ -108,10 +115,11 @@ def test_equals_embeddings_and_statistics_by_hand(runs):
 
 
 def test_the_bound_is_of_each_episode_by_its_ways_and_shots(runs, monkeypatch):
-    run = open_run(runs / "seed_0")
+    run = open_run(runs / "after_6")
     cdnv = np.array([[np.nan, 1, 2], [1, np.nan, 4], [2, 4, np.nan]], np.float32) * 1e-3
     monkeypatch.setattr(run_evaluation, "_target_collapse", lambda *a: (np.float32(0.5), cdnv))
-    classes = np.array([[0, 1], [2, 0], [1, 2], [1, 0]])
+    monkeypatch.setattr(run_evaluation, "episode_accuracies", lambda *a: np.ones(20))
+    classes = np.tile([[0, 1], [2, 0], [1, 2], [1, 0]], (5, 1))
     images_of = np.argsort(run.held_classes["target"].labels, kind="stable").reshape(3, 10)
     tasks = [
         Task(2, shots, Episode(classes, images_of[classes, :shots], images_of[classes, 6:]))
@@ -126,7 +134,7 @@ def test_the_bound_is_of_each_episode_by_its_ways_and_shots(runs, monkeypatch):
 
 
 def test_cached_embeddings_serve_until_the_parameters_change(runs, monkeypatch):
-    run = open_run(runs / "seed_0")
+    run = open_run(runs / "after_6")
     first = evaluate(run)[0]
     computed = []
     batches = evaluation.device_batches
@@ -135,7 +143,7 @@ def test_cached_embeddings_serve_until_the_parameters_change(runs, monkeypatch):
     )
     assert evaluate(run)[0] == first
     assert not computed
-    cache = runs / "seed_0" / "transfer_cache" / "test_4.npz"
+    cache = runs / "after_6" / "transfer_cache" / "test_4.npz"
     cache.write_bytes(cache.read_bytes()[:200])
     assert evaluate(run)[0] == first
     assert len(computed) == 1
@@ -149,14 +157,14 @@ def test_cached_embeddings_serve_until_the_parameters_change(runs, monkeypatch):
     "options",
     [
         {"head": "cosine"},
-        {"head": "ridge", "features": "centred_l2"},
+        {"head": "ridge", "features": "centred_l2", "regularization": 2.5},
         {"head": "logistic_regression", "features": "l2"},
         {"features": "centred"},
         {"head": "fine_tuning", "fine_tuning_steps": 1},
     ],
 )
 def test_heads_and_features_are_named_in_the_result(runs, options):
-    run = open_run(runs / "seed_0")
+    run = open_run(runs / "after_6")
     (_, (result,)), _ = evaluate(run, **options)
     for name, value in options.items():
         assert result[name] == value
@@ -167,7 +175,7 @@ def test_heads_and_features_are_named_in_the_result(runs, options):
 
 
 def test_a_head_with_options_is_compiled_once_for_all_checkpoints(runs, compilations):
-    run = open_run(runs / "seed_0")
+    run = open_run(runs / "after_6")
     evaluate(run, head="ridge", regularization=2.5)
     evaluate(run, step=2)
     before = len(compilations)
@@ -176,22 +184,22 @@ def test_a_head_with_options_is_compiled_once_for_all_checkpoints(runs, compilat
 
 
 def test_centring_takes_the_source_mean_and_leaves_nearest_means_alone(runs):
-    run = open_run(runs / "seed_0")
+    run = open_run(runs / "after_6")
     plain, centred = (evaluate(run, features=f)[0][1][0] for f in ("none", "centred"))
     # One query of 240 may be so near a border that its way is a matter of rounding.
     assert abs(centred["accuracy"] - plain["accuracy"]) <= 1 / 240
-    stored = np.load(runs / "seed_0" / "transfer_cache" / "source_4.npz")
+    stored = np.load(runs / "after_6" / "transfer_cache" / "source_4.npz")
     assert_same_numbers(stored["mean"], embeddings_of(run, run.dataset.train.images).mean(axis=0))
 
 
 def command(**options):
-    defaults = {"num_episodes": 20, "num_queries": 4, "num_ways": ["3"], "num_shots": ["1"]}
+    defaults = {"num_episodes": 20, "num_queries": 4, "num_ways": ["3"], "num_shots": ["2"]}
     with flagsaver.flagsaver(gc_examples=8, gc_probes=2, **(defaults | options)):
         transfer.main([])
 
 
 def test_results_are_merged_and_drawn(runs, capsys):
-    workdir = runs / "seed_1"
+    workdir = runs / "after_4"
     command(workdir=str(workdir), step="all", num_shots=["1", "2"])
     first = transfer_results.read_results(workdir)
     assert list(first["source"]) == ["2", "4"]
@@ -205,18 +213,36 @@ def test_results_are_merged_and_drawn(runs, capsys):
         (workdir / "figures" / "transfer_test_nearest_mean.png").read_bytes().startswith(b"\x89PNG")
     )
     assert "3-way 2-shot" in capsys.readouterr().out
-    command(workdir=str(workdir), num_shots=["1"])
+    command(workdir=str(workdir))
     again = transfer_results.read_results(workdir)
     assert sorted(map(str, again["results"])) == sorted(map(str, first["results"]))
-    command(workdir=str(workdir), split="val")
-    command(workdir=str(workdir), head="cosine")
-    last = transfer_results.read_results(workdir)["results"]
-    assert len(last) == 6
-    assert {(r["split"], r["head"]) for r in last} == {
-        ("test", "nearest_mean"),
-        ("val", "nearest_mean"),
-        ("test", "cosine"),
-    }
+
+
+def test_a_result_is_replaced_by_one_of_the_same_setting_alone(tmp_path):
+    source = {"geometric_complexity": 1.0, "gc_examples": 10, "gc_probes": 4}
+    ridge = Protocol(head="ridge").facts() | {"step": 4, "num_ways": 5, "num_shots": 1}
+    others = [
+        ridge | {key: other}
+        for key, other in (
+            ("step", 2),
+            ("split", "val"),
+            ("num_episodes", 3),
+            ("num_queries", 2),
+            ("seed", 1),
+            ("head", "cosine"),
+            ("features", "l2"),
+            ("regularization", 2.0),
+            ("num_ways", 2),
+            ("num_shots", 5),
+        )
+    ]
+    tuned = Protocol(head="fine_tuning").facts() | {"step": 4, "num_ways": 5, "num_shots": 1}
+    others += [tuned, tuned | {"fine_tuning_steps": 1}, tuned | {"fine_tuning_learning_rate": 1.0}]
+    assert {key for other in others for key in other} == set(transfer_results.IDENTITY)
+    for result in (*others, ridge | {"accuracy": 0.1}, ridge | {"accuracy": 0.2}):
+        transfer_results.add_results(tmp_path, result["step"], source, [result])
+    stored = transfer_results.read_results(tmp_path)["results"]
+    assert stored == [*others, ridge | {"accuracy": 0.2}]
 
 
 def test_runs_are_ranked_by_source_gc(runs, capsys):
@@ -224,20 +250,20 @@ def test_runs_are_ranked_by_source_gc(runs, capsys):
     selection = json.loads((runs / "selection_test_nearest_mean.json").read_text())
     gc = [run["source_geometric_complexity"] for run in selection["runs"]]
     assert gc == sorted(gc)
-    assert {run["run"] for run in selection["runs"]} == {"seed_0", "seed_1", "seed_2"}
-    assert set(selection["spearman_of_source_gc"]) == {"target NC", "accuracy, 3-way 1-shot"}
+    assert {run["run"] for run in selection["runs"]} == {"after_6", "after_4", "after_2"}
+    assert set(selection["spearman_of_source_gc"]) == {"target NC", "accuracy, 3-way 2-shot"}
     assert (runs / "selection_test_nearest_mean.png").read_bytes().startswith(b"\x89PNG")
     assert "Spearman" in capsys.readouterr().out
 
 
 def test_runs_without_a_number_are_named_and_left_out(runs, tmp_path):
-    config = open_run(runs / "seed_0").config
+    config = open_run(runs / "after_6").config
     result = {"num_ways": 3, "num_shots": 1, "accuracy": 0.5, "accuracy_half_width": 0.1}
 
     def record(name, nc):
         workdir = tmp_path / name
         workdir.mkdir(exist_ok=True)
-        shutil.copy(runs / "seed_0" / "config.json", workdir)
+        shutil.copy(runs / "after_6" / "config.json", workdir)
         source = {
             "geometric_complexity": 1 + nc,
             "geometric_complexity_sem": 0.1,
@@ -257,7 +283,8 @@ def test_runs_without_a_number_are_named_and_left_out(runs, tmp_path):
 
 def test_each_result_is_saved_before_the_next_begins(runs, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
-    shutil.copytree(runs / "seed_2", workdir)
+    shutil.copytree(runs / "after_2", workdir)
+    (workdir / "transfer.json").unlink(missing_ok=True)
     measure = run_evaluation.episode_accuracies
 
     def interrupted(features, labels, episodes, head):
@@ -283,7 +310,7 @@ def test_source_metrics_of_more_examples_stay(tmp_path):
 def test_other_classes_than_those_of_the_run_are_refused(runs, tmp_path):
     """Data of the same counts whose classes have other names: a trained class could be a target."""
     workdir = tmp_path / "run"
-    shutil.copytree(runs / "seed_2", workdir)
+    shutil.copytree(runs / "after_2", workdir)
     metadata = json.loads((workdir / "metadata.json").read_text())
     assert set(metadata["data"]["held_class_names"]) == {"val", "target"}
     for key in ("class_names", "held_class_names"):
@@ -296,7 +323,7 @@ def test_other_classes_than_those_of_the_run_are_refused(runs, tmp_path):
 
 
 def test_runs_on_other_classes_are_not_ranked_together(runs, tmp_path):
-    first = open_run(runs / "seed_0")
+    first = open_run(runs / "after_6")
     images = first.held_classes["target"]
     for other, message in (
         ({"normalization": first.normalization._replace(std=(1.0,))}, "normalization"),
@@ -326,14 +353,14 @@ def test_runs_on_other_classes_are_not_ranked_together(runs, tmp_path):
 def test_bad_input_is_one_line_before_anything_is_embedded(runs, monkeypatch, options, message):
     monkeypatch.setattr(evaluation, "device_batches", lambda *a: pytest.fail("embedding began"))
     with pytest.raises(InputError, match=message) as error:
-        command(workdir=str(runs / "seed_2"), **options)
+        command(workdir=str(runs / "after_2"), **options)
     assert "\n" not in str(error.value)
 
 
 def test_bad_folders_are_one_line(runs, tmp_path):
     for options, message in (
         ({}, "give --workdir"),
-        ({"workdir": str(runs / "seed_0"), "runs": str(runs)}, "give --workdir"),
+        ({"workdir": str(runs / "after_6"), "runs": str(runs)}, "give --workdir"),
         ({"runs": str(tmp_path)}, "holds 0 runs"),
         ({"runs": str(tmp_path / "x")}, "is no folder"),
         ({"runs": str(runs), "step": "all"}, "one step each"),
@@ -343,7 +370,7 @@ def test_bad_folders_are_one_line(runs, tmp_path):
 
 
 def test_a_run_on_all_classes_has_none_to_transfer_to(runs):
-    run = open_run(runs / "seed_2")
+    run = open_run(runs / "after_2")
     run = dataclasses.replace(run, held_classes={})
     with pytest.raises(InputError, match=r"kept no test classes .*classes.split='random'"):
         sample_tasks(run, Protocol(), [(5, 1)])
@@ -352,7 +379,7 @@ def test_a_run_on_all_classes_has_none_to_transfer_to(runs):
 def test_a_checkpoint_of_another_shape_is_one_line(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "device_batches", lambda *a: pytest.fail("embedding began"))
     workdir = tmp_path / "run"
-    shutil.copytree(runs / "seed_2", workdir)
+    shutil.copytree(runs / "after_2", workdir)
     stored = json.loads((workdir / "config.json").read_text())
     stored["model"]["width"] = 0.1
     (workdir / "config.json").write_text(json.dumps(stored))

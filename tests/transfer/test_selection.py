@@ -15,7 +15,7 @@ def test_equals_scipy(ties):
     if ties:
         x, y = np.round(x), np.round(y)
     found = rank_correlation(x, y)
-    np.testing.assert_allclose(found.rho, spearmanr(x, y).statistic, rtol=1e-12)
+    assert found.rho == pytest.approx(spearmanr(x, y).statistic, abs=1e-12)
     assert found.low < found.rho < found.high
     assert found.num_runs == 12
 
@@ -23,6 +23,7 @@ def test_equals_scipy(ties):
 def test_any_increasing_map_changes_nothing():
     x = np.array([3.0, 1, 8, 5, 2, 13])
     y = np.array([2.0, 1, 9, 3, 4, 7])
+    # Equal ranks are equal inputs of what follows.
     assert rank_correlation(x, y) == rank_correlation(np.exp(x), y**3)
     assert rank_correlation(x, -x).rho == -1
     assert rank_correlation(x, [np.inf, 1, 2, 3, 4, 5]).rho == pytest.approx(
@@ -34,11 +35,11 @@ def test_the_interval_covers():
     """Of pairs with a known rank correlation, about 95% of the intervals hold it."""
     rng = np.random.default_rng(1)
     # Bivariate normal: Spearman's rho is 6 / pi asin(r / 2).
-    r, trials = 0.6, 60
+    r, trials = 0.6, 30
     truth = 6 / np.pi * np.arcsin(r / 2)
     held = 0
     for seed in range(trials):
-        x, e = rng.normal(size=(2, 40))
+        x, e = rng.normal(size=(2, 30))
         found = rank_correlation(x, r * x + np.sqrt(1 - r * r) * e, seed)
         held += found.low <= truth <= found.high
     assert held >= 0.85 * trials

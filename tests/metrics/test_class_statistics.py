@@ -242,7 +242,6 @@ def test_a_batch_of_several_blocks_equals_the_oracle(wrap):
     check(wrap(update_class_statistics)(empty, z, labels, weights=weights), *counted)
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.parametrize("num_devices", [2, 8])
 def test_several_blocks_sharded(num_devices):
     z, labels, weights, counted = blocks_example()
@@ -252,7 +251,6 @@ def test_several_blocks_sharded(num_devices):
     check(update_jitted(init_class_statistics(C, K), *arrays[:2], weights=arrays[2]), *counted)
 
 
-@pytest.mark.compiled_quickly
 def test_shards_of_several_blocks_merge_under_shard_map():
     z, labels, weights, counted = blocks_example(n=10_000)
     mesh = jax.sharding.Mesh(jax.devices()[:2], ("data",))

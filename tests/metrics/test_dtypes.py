@@ -1,5 +1,6 @@
 """Every public metric casts up first and computes in float32, whatever it is given."""
 
+import functools
 from functools import partial
 
 import jax
@@ -7,21 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gc_nc import metrics
 from tests.metrics import metric_table
 from tests.metrics.metric_table import (
     DATA,
-    KEY,
     METRICS,
-    SHAPE,
-    arguments_of,
-    assert_close,
+    arguments,
+    call,
     embed,
-    every_metric,
     jit,
-    of,
-    program,
+    measured,
+    names,
 )
+from tests.rounding import assert_same_numbers
 
 
 def assert_float32(values):
@@ -50,28 +48,55 @@ def given_as(dtype, key, value):
     return (jnp if dtype in (jnp.bfloat16, jnp.float16) else np).asarray(value, dtype)
 
 
-@every_metric(of=lambda metric: metric.typical)
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, np.uint8, np.int64, np.float64, bool])
-def test_other_dtypes_are_cast_up_first(name, dtype):
-    names = METRICS[name].names
+def arguments_in(dtype, name):
+    """The metric's arguments in this dtype, and the same numbers in 32 bits."""
+    used = METRICS[name].names
     # What a network computes in is its own affair: the next test.
-    own = {"params"} & {*names} if "inputs" in names else set()
+    own = {"params"} & {*used} if "inputs" in used else set()
     given = {
         key: jax.tree.map(partial(given_as, np.float32 if key in own else dtype, key), DATA[key])
-        for key in names
+        for key in used
     }
     cast = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32 if x.dtype == dtype else None), given)
-    value = METRICS[name].call(**given)
+    return given, cast
+
+
+DTYPES = (jnp.bfloat16, jnp.float16, np.uint8, np.int64, np.float64, bool)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        (name, dtype)
+        for name in names(lambda metric: metric.typical)
+        for dtype in DTYPES
+        # Statistics are float32 whatever they are of, and not every argument can be whole.
+        if any(x.dtype == dtype for x in jax.tree.leaves(arguments_in(dtype, name)[0]))
+    ],
+)
+def test_other_dtypes_are_cast_up_first(name, dtype):
+    given, cast = arguments_in(dtype, name)
+    value = call(name, given)
     assert_float32(value)
-    assert_close(value, METRICS[name].call(**cast), rtol=0)
+    assert_same_numbers(value, call(name, cast))
 
 
-@every_metric(of=lambda metric: "params" in metric.names and metric.typical)
-def test_networks_in_bfloat16_are_measured_in_float32(name, monkeypatch):
-    expected, _ = program(name)(arguments_of(name))
-    monkeypatch.setattr(metric_table, "embed", embed_in_bfloat16)
-    monkeypatch.setattr(metric_table, "loss", loss_in_bfloat16)
-    value = jit(METRICS[name].call)(**arguments_of(name))
+OF_NETWORKS = names(lambda metric: "params" in metric.names and metric.typical)
+
+
+@functools.cache
+def of_networks_in_bfloat16():
+    # Before the network is another: what its program holds is traced once.
+    measured()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metric_table, "embed", embed_in_bfloat16)
+        patch.setattr(metric_table, "loss", loss_in_bfloat16)
+        return jit(lambda given: {name: call(name, given) for name in OF_NETWORKS})(arguments())
+
+
+@pytest.mark.parametrize("name", OF_NETWORKS)
+def test_networks_in_bfloat16_are_measured_in_float32(name):
+    value, expected = of_networks_in_bfloat16()[name], measured()[name][0]
     assert_float32(value)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(value))
     size, expected_size = (np.linalg.norm(jax.tree.leaves(v)[0]) for v in (value, expected))
@@ -79,19 +104,3 @@ def test_networks_in_bfloat16_are_measured_in_float32(name, monkeypatch):
     rtol = 0.02 if "inputs" in METRICS[name].names else 0.2
     np.testing.assert_allclose(size, expected_size, rtol=rtol)
     assert size != expected_size
-
-
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, np.uint8, np.float64])
-def test_a_planned_estimate_takes_any_dtype(dtype):
-    """It plans on the host, so it is not one of METRICS."""
-    params = jax.tree.map(jnp.asarray, DATA["params"])
-    inputs = given_as(dtype, "inputs", np.random.default_rng(1).normal(size=(64, *SHAPE)))
-
-    def measure(inputs):
-        return metrics.geometric_complexity_to_error(
-            of(embed, params), inputs, KEY, relative_error=0.5
-        )
-
-    value, cast = measure(inputs), jnp.asarray(inputs, jnp.float32)
-    assert_float32(value[:2])
-    assert_close(value, measure(cast), rtol=1e-6)

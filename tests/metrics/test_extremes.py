@@ -28,7 +28,6 @@ def statistics(embeddings, labels, num_classes, *, weights=None, scatter=False, 
     return stats
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.parametrize(
     ("dtype", "num_classes", "labels"),
     [(jnp.uint8, 256, [0, 1, 2]), (jnp.uint8, 300, [0, 100, 255]), (jnp.int8, 128, [0, 1, 127])],
@@ -160,7 +159,6 @@ def test_nc1_says_when_float32_cannot_tell(noise):
     assert np.isnan(value) == (noise < 1e-2)
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf])
 def test_a_bad_weight_is_refused_and_shows_under_jit(bad):
     weights = np.array([1.0, bad, 1.0, 1.0], np.float32)
@@ -214,7 +212,6 @@ def test_weights_of_any_scale_and_norms_near_the_largest_float(scale):
     np.testing.assert_allclose(large, 1.44e38, rtol=1e-6)
 
 
-@pytest.mark.compiled_quickly
 def test_the_gradient_of_a_standard_error_is_finite_without_spread():
     def sem(weight):
         embed = jax.tree_util.Partial(lambda w, x: x @ w, weight)
@@ -223,7 +220,6 @@ def test_the_gradient_of_a_standard_error_is_finite_without_spread():
     np.testing.assert_array_equal(jax.grad(sem)(jnp.eye(2)), 0)
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.parametrize("method", [None, *metrics.ESTIMATION_METHODS])
 def test_an_embedding_that_is_not_a_number_is_not_flat(method):
     # ReLU maps NaN to slope 0.

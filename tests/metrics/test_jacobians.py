@@ -127,7 +127,6 @@ def test_j3_peak_memory_follows_the_chunk_not_the_batch():
     assert small > input_bytes
 
 
-@pytest.mark.compiled_quickly
 def test_j1_batch_norm_with_running_statistics():
     norm = nn.BatchNorm(use_running_average=True, use_bias=False, use_scale=False, epsilon=0.0)
     variables = {"batch_stats": {"mean": jnp.zeros(1), "var": jnp.full(1, 4.0)}}
@@ -137,7 +136,6 @@ def test_j1_batch_norm_with_running_statistics():
     assert changed[0] == jacobian_norms(embed, jnp.array([[-1.0], [1.0]]))[0]
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_j2_dropout_of_a_deterministic_network(seed):
     dropout = nn.Dropout(0.5, deterministic=True)
@@ -159,7 +157,6 @@ def test_j7_integer_inputs_are_cast_once():
     assert expected == (8 + 8 * 255**2) / 2
 
 
-@pytest.mark.compiled_quickly
 def test_half_precision_embeddings_are_cast_up():
     x = jnp.ones((2, 2), jnp.bfloat16)
     # The squares sum to 90000, which float16 cannot hold.
@@ -185,7 +182,6 @@ def test_gradient_is_two_w(wrap):
     np.testing.assert_allclose(gradient, 2 * WEIGHT, rtol=1e-6)
 
 
-@pytest.mark.compiled_quickly
 def test_vmap_over_stacked_parameters():
     stacked = jnp.stack([WEIGHT, 2 * WEIGHT])
     gc = jax.vmap(lambda w: geometric_complexity(partial(linear, weight=w), jnp.ones((3, 2))))
@@ -202,7 +198,6 @@ def test_scales_with_the_square_of_the_input_unit():
 # Weights.
 
 
-@pytest.mark.compiled_quickly
 def test_weights_are_a_mean_over_examples_and_padding_counts_nowhere():
     weights, x = mlp_weights(), inputs_of(5)
     norms = mlp_norms_oracle(weights, x)
@@ -224,7 +219,6 @@ def test_weights_are_a_mean_over_examples_and_padding_counts_nowhere():
     np.testing.assert_allclose(padded, estimate, rtol=1e-6)
 
 
-@pytest.mark.compiled_quickly
 def test_a_row_that_counts_stands_in_for_padding():
     def direction(x):  # undefined at 0
         return x / jnp.linalg.norm(x, axis=1, keepdims=True)
@@ -237,7 +231,6 @@ def test_a_row_that_counts_stands_in_for_padding():
     np.testing.assert_allclose(gradient, 2 / 25, rtol=1e-5)
 
 
-@pytest.mark.compiled_quickly
 def test_standard_error_of_unequal_weights_is_that_of_repeated_rows():
     embed = partial(mlp, [np.ones((1, 6)), np.ones((1, 1))])  # K = 1: a probe is exact
     x = inputs_of(3)
@@ -260,7 +253,6 @@ def test_64_bit_integers_do_not_wrap():
     np.testing.assert_allclose(jacobian_norms(squared, x), [2.0**80, 1], rtol=1e-6)
 
 
-@pytest.mark.compiled_quickly
 def test_all_zero_weights():
     with pytest.raises(ValueError, match="all weights are 0"):
         geometric_complexity(linear, jnp.ones((2, 2)), weights=np.zeros(2))
@@ -271,7 +263,6 @@ def test_all_zero_weights():
 # Estimate.
 
 
-@pytest.mark.compiled_quickly
 def test_output_probes_are_exact_for_orthogonal_rows():
     # J J^T diagonal: no variance over probes, so probes, mean and exact value coincide.
     embed = partial(linear, weight=jnp.diag(jnp.array([1.0, 2.0, 3.0])))
@@ -279,7 +270,6 @@ def test_output_probes_are_exact_for_orthogonal_rows():
     assert tuple(estimate) == (14, 0)
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.parametrize("num_probes", [1, 3])
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
 def test_output_probes_mean_and_error_are_those_of_the_theory(num_probes, wrap):
@@ -294,7 +284,6 @@ def test_output_probes_mean_and_error_are_those_of_the_theory(num_probes, wrap):
     assert abs(estimate.mean - 30) < 4 * estimate.sem
 
 
-@pytest.mark.compiled_quickly
 def test_standard_error_is_over_examples_with_ddof_1():
     embed = partial(mlp, [np.ones((1, 6)), np.ones((1, 1))])  # K = 1: a probe is exact
     x = inputs_of(9)
@@ -325,7 +314,6 @@ def test_intervals_of_random_subsets_cover_the_large_set():
     assert 90 <= covered <= 99
 
 
-@pytest.mark.compiled_quickly
 def test_probes_differ_between_examples_keys_and_probes():
     embed = jax.tree_util.Partial(linear)
     estimates = [
@@ -347,7 +335,6 @@ def test_tf32_is_never_used():
 # Bad input.
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -14,10 +14,11 @@ from tests.metrics.metric_table import C, K
 ROWS = 100
 
 update, merge = jax.jit(metrics.update_class_statistics), jax.jit(metrics.merge_class_statistics)
-nc1, nc2, nc3 = jax.jit(metrics.nc1), jax.jit(metrics.nc2), jax.jit(metrics.nc3)
 neural_collapse = jax.jit(metrics.neural_collapse)
 geometric_collapse = jax.jit(metrics.geometric_collapse)
-_nearest_class_mean, _nc4 = jax.jit(metrics.nearest_class_mean), jax.jit(metrics.nc4)
+nc1, nc2 = jax.jit(metrics.nc1), jax.jit(metrics.nc2)
+_nc3, _nc4 = jax.jit(metrics.nc3), jax.jit(metrics.nc4)
+_nearest_class_mean = jax.jit(metrics.nearest_class_mean)
 
 
 def filled_up(array, *shape, value=0.0):
@@ -27,13 +28,14 @@ def filled_up(array, *shape, value=0.0):
     return np.pad(array, missing, constant_values=value)
 
 
-def statistics(z, labels, num_classes=C, *, weights=None, batch=None, scatter=True, rows=ROWS):
+def statistics(
+    z, labels, num_classes=C, *, weights=None, batch=None, scatter=True, rows=ROWS, so_far=None
+):
     """Statistics of rows (n, dim), given in batches of `batch`, each filled up to `rows` rows."""
     z, labels = np.asarray(z, np.float32), np.asarray(labels)
     weights = np.ones(len(z)) if weights is None else np.asarray(weights)
-    stats = metrics.init_class_statistics(
-        max(num_classes, C), max(z.shape[1], K), scatter=scatter
-    )
+    shape = max(num_classes, C), max(z.shape[1], K)
+    stats = so_far or metrics.init_class_statistics(*shape, scatter=scatter)
     for start in range(0, len(z), batch or len(z)):
         own = slice(start, start + (batch or len(z)))
         given = filled_up(z[own], 0, K)
@@ -44,6 +46,11 @@ def statistics(z, labels, num_classes=C, *, weights=None, batch=None, scatter=Tr
             weights=filled_up(weights[own], rows),
         )
     return stats
+
+
+def nc3(stats, head):
+    """As the metric's, of a head (dim, classes) filled up as the statistics are."""
+    return _nc3(stats, filled_up(head, K, C))
 
 
 def nearest_class_mean(queries, stats):

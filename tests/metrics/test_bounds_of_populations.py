@@ -17,7 +17,7 @@ from gc_nc.metrics import (
     neural_collapse_bound,
     poincare_constant,
 )
-from tests.metrics.test_bounds import statistics
+from tests.metrics.test_bounds import bound_jitted, of_classes, statistics
 
 MAX_CLASSES = MAX_DIM = 6
 
@@ -207,7 +207,7 @@ def test_nearest_mean_error_of_two_isotropic_classes_in_closed_form():
     assert abs(error - exact) < 4 * sem
     mu, v, gc = mixture.population()
     stats = statistics(mu, v, [1, 1])
-    bound = neural_collapse_bound(gc.astype(np.float32), stats, poincare_constant=0.25)
+    bound = bound_jitted(of_classes(gc), stats, poincare_constant=0.25)
     np.testing.assert_allclose(bound.per_class, 2 / 36, rtol=1e-6)  # tr Var / d^2: equality
     np.testing.assert_allclose(nearest_mean_error_bound(bound.per_class, 2), 8 / 36, rtol=1e-6)
     assert exact < 8 / 36

@@ -1,5 +1,7 @@
 """CDNV, NC and geometric collapse: closed forms, oracle, invariances, degenerate inputs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,14 +14,10 @@ from gc_nc.metrics import (
     neural_collapse,
     update_class_statistics,
 )
+from tests.metrics import padded_statistics
+from tests.metrics.metric_table import jit
 
-# One program instead of the many small ones of eager execution.
-update_jitted = jax.jit(update_class_statistics)
-
-
-def statistics(z, labels, num_classes):
-    z = np.asarray(z, np.float32)
-    return update_jitted(init_class_statistics(num_classes, z.shape[1]), z, np.asarray(labels))
+statistics = functools.partial(padded_statistics.statistics, scatter=False)
 
 
 def oracle(z, labels):
@@ -104,17 +102,15 @@ def test_distances_past_float32_are_unknown_not_infinite():
 def test_close_means_far_from_the_origin(first, batch, shuffled):
     """1e-3 apart at norm 1e3; the first batch is a class at 0 or at the opposite end."""
     rng = np.random.default_rng(0)
-    center, step = rng.normal(size=(2, 64))
+    center, step = rng.normal(size=(2, 6))
     center *= 1e3 / np.linalg.norm(center)
     step *= 1e-3 / np.linalg.norm(step)
-    labels = np.repeat([2, 0, 1], 50)
+    labels = np.repeat([2, 0, 1], 35)
     z = np.stack([center, center + step, first * center])[labels]
     z = (z + 1e-3 * rng.normal(size=z.shape)).astype(np.float32)
-    order = np.r_[:5, 5 + rng.permutation(145)] if shuffled else np.arange(150)
+    order = np.r_[:5, 5 + rng.permutation(100)] if shuffled else np.arange(105)
     z, labels = z[order], labels[order]
-    stats = init_class_statistics(3, 64)
-    for rows in (slice(0, 5), *(slice(i, i + (batch or 145)) for i in range(5, 150, batch or 145))):
-        stats = update_jitted(stats, z[rows], labels[rows])
+    stats = statistics(z[5:], labels[5:], batch=batch, so_far=statistics(z[:5], labels[:5]))
     _, distances = oracle(z, labels)
     expected = sum(1 / d for d in distances.values()) / 2
     np.testing.assert_allclose(geometric_collapse(1.0, stats), expected, rtol=1e-5)
@@ -143,51 +139,40 @@ def test_invariances():
 
 @pytest.mark.parametrize("num_present", [0, 1])
 def test_fewer_than_two_classes(num_present):
-    stats = init_class_statistics(3, 2)
-    if num_present:
-        stats = update_class_statistics(stats, np.ones((2, 2)), np.ones(2, int))
+    stats = statistics(np.ones((2, 2)), [1, 1]) if num_present else init_class_statistics(5, 6)
     for measure in (neural_collapse, lambda s: geometric_collapse(1.0, s)):
-        with pytest.raises(ValueError, match=f"{num_present} of 3 classes"):
+        with pytest.raises(ValueError, match=f"{num_present} of 5 classes"):
             measure(stats)
-        assert np.isnan(jax.jit(measure)(stats))
+    assert np.isnan(padded_statistics.neural_collapse(stats))
+    assert np.isnan(padded_statistics.geometric_collapse(1.0, stats))
 
 
-def test_jit_equals_eager_and_gradients_are_finite_with_absent_classes():
-    z, labels = example()
-
-    def nc(z):
-        stats = update_class_statistics(init_class_statistics(5, 6), z, jnp.asarray(labels))
-        return neural_collapse(stats) + geometric_collapse(1.0, stats)
-
-    np.testing.assert_allclose(jax.jit(nc)(z), nc(z), rtol=1e-5)
-    gradient = jax.jit(jax.grad(nc))(z)
-    assert np.isfinite(gradient).all()
-    # Against central differences in float64 arithmetic of the oracle.
-    direction = np.random.default_rng(2).normal(size=z.shape)
-
-    def oracle_value(t):
-        cdnv, distances = oracle(z + t * direction, labels)
-        return np.mean(list(cdnv.values())) + sum(1 / d for d in distances.values()) / 3
-
-    slope = (oracle_value(1e-4) - oracle_value(-1e-4)) / 2e-4
-    np.testing.assert_allclose(np.sum(gradient * direction), slope, rtol=1e-3)
-
-
-def test_second_derivative_as_a_penalty_needs_it():
+def test_derivatives_are_right_and_finite_with_absent_classes():
     z, labels = example()
     direction = np.random.default_rng(2).normal(size=z.shape).astype(np.float32)
 
-    def nc(z):
+    def collapse(z):
         stats = update_class_statistics(init_class_statistics(5, 6), z, jnp.asarray(labels))
-        return neural_collapse(stats)
+        return neural_collapse(stats), geometric_collapse(1.0, stats)
 
     def slope(z):
-        return jnp.sum(jax.grad(nc)(z) * direction)
+        """Of NC along the direction; a penalty needs its derivative."""
+        return jnp.sum(jax.grad(lambda z: collapse(z)[0])(z) * direction)
 
-    curvature = np.sum(jax.jit(jax.grad(slope))(z) * direction)
+    @jit
+    def derivatives(z):
+        return jax.grad(lambda z: sum(collapse(z)))(z), jax.grad(slope)(z)
 
-    def oracle_value(t):
-        return np.mean(list(oracle(z + t * direction.astype(np.float64), labels)[0].values()))
+    gradient, curvature = derivatives(z)
+    assert np.isfinite(gradient).all()
 
-    expected = (oracle_value(1e-3) - 2 * oracle_value(0) + oracle_value(-1e-3)) / 1e-6
-    np.testing.assert_allclose(curvature, expected, rtol=1e-3)
+    # Against central differences in float64 arithmetic of the oracle.
+    def oracle_values(t):
+        cdnv, distances = oracle(z + t * direction.astype(np.float64), labels)
+        nc = np.mean(list(cdnv.values()))
+        return nc, nc + sum(1 / d for d in distances.values()) / 3
+
+    expected = (oracle_values(1e-4)[1] - oracle_values(-1e-4)[1]) / 2e-4
+    np.testing.assert_allclose(np.sum(gradient * direction), expected, rtol=1e-3)
+    expected = (oracle_values(1e-3)[0] - 2 * oracle_values(0)[0] + oracle_values(-1e-3)[0]) / 1e-6
+    np.testing.assert_allclose(np.sum(curvature * direction), expected, rtol=1e-3)

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 
 from gc_nc.metrics import (
-    ClassStatistics,
     init_class_statistics,
-    merge_class_statistics,
     nc1,
     nc2,
     nc3,
@@ -18,39 +16,15 @@ from gc_nc.metrics import (
     nearest_class_mean,
     update_class_statistics,
 )
+from tests.metrics import padded_statistics
 from tests.metrics.metric_table import jit
+from tests.metrics.padded_statistics import filled_up, merge, statistics, update
+from tests.rounding import assert_same_numbers
 
-
-def jitted(function):
-    """One program instead of the many small ones of eager execution. A traced call cannot warn.
-
-    Compiled with care for the shape of most tests; others, of a test or two, quickly.
-    """
-    careful, quick = jax.jit(function), jit(function)
-
-    def call(*args, **kwargs):
-        (stats,) = (arg for arg in args if isinstance(arg, ClassStatistics))
-        usual = stats.mean_offsets.shape == (5, 6)
-        return (careful if usual else quick)(*args, **kwargs)
-
-    return call
-
-
-update_jitted = jitted(update_class_statistics)
-nc1_jitted, nc2_jitted, nc3_jitted, nc4_jitted = map(jitted, (nc1, nc2, nc3, nc4))
-
-
-def statistics(z, labels, num_classes):
-    """Padded to 100 rows and 5 classes where there are fewer, so that few programs are compiled."""
-    z, labels = np.asarray(z, np.float32), np.asarray(labels)
-    padding = max(0, 100 - len(z))
-    stats = init_class_statistics(max(num_classes, 5), z.shape[1], scatter=True)
-    return update_jitted(
-        stats,
-        np.pad(z, ((0, padding), (0, 0)), constant_values=np.nan),
-        np.pad(labels, (0, padding), constant_values=99),
-        weights=np.pad(np.ones(len(z)), (0, padding)),
-    )
+# One program instead of the many small ones of eager execution. A traced call cannot warn.
+nc1_jitted, nc2_jitted, nc3_jitted, nc4_jitted = (
+    getattr(padded_statistics, name) for name in ("nc1", "nc2", "nc3", "nc4")
+)
 
 
 def simplex(k):
@@ -155,7 +129,7 @@ def test_s4_equal_means_are_not_collapse():
     with pytest.warns(RuntimeWarning, match="all class means coincide: nc2"):
         assert np.isposinf(nc2(stats)).all()
     with pytest.warns(RuntimeWarning, match="all class means coincide: nc3"):
-        assert np.isposinf(nc3(stats, np.ones((1, 5))))
+        assert np.isposinf(nc3(stats, np.ones((6, 5))))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert np.isposinf(nc1_jitted(stats))
@@ -202,10 +176,10 @@ def test_dead_units_count_nowhere():
     z, labels, head = example()
     wide = np.pad(z, ((0, 0), (0, 200)))
     stats, wider = statistics(z, labels, 5), statistics(wide, labels, 5)
-    np.testing.assert_allclose(nc1_jitted(wider), nc1_jitted(stats), rtol=1e-5)
-    np.testing.assert_allclose(nc2_jitted(wider), nc2_jitted(stats), rtol=1e-5)
+    assert_same_numbers(nc1_jitted(wider), nc1_jitted(stats))
+    assert_same_numbers(nc2_jitted(wider), nc2_jitted(stats))
     wide_head = np.pad(head, ((0, 200), (0, 0)))
-    np.testing.assert_allclose(nc3_jitted(wider, wide_head), nc3_jitted(stats, head), rtol=1e-5)
+    assert_same_numbers(nc3_jitted(wider, wide_head), nc3_jitted(stats, head))
 
 
 def test_one_example_a_class_does_not_vary():
@@ -226,12 +200,9 @@ def test_invariances():
         (z, new_labels, head[:, order]),
     ):
         other = statistics(moved, moved_labels, 5)
-        # rtol 2e-5: as in the oracle test.
-        np.testing.assert_allclose(nc1_jitted(other), nc1_jitted(stats), rtol=2e-5)
-        np.testing.assert_allclose(nc2_jitted(other), nc2_jitted(stats), rtol=1e-5)
-        np.testing.assert_allclose(
-            nc3_jitted(other, moved_head), nc3_jitted(stats, head), rtol=1e-5
-        )
+        assert_same_numbers(nc1_jitted(other), nc1_jitted(stats))
+        assert_same_numbers(nc2_jitted(other), nc2_jitted(stats))
+        assert_same_numbers(nc3_jitted(other, moved_head), nc3_jitted(stats, head))
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-15, 1e-8, 1e15, 1e18, 1e25, 1e36])
@@ -264,20 +235,15 @@ def test_scatter_too_small_for_float32_is_unknown_not_collapse():
 
 def test_batched_equals_merged_equals_padded():
     z, labels, head = example()
-    # Each of another number of rows, which none but this test has.
-    update, merge = jit(update_class_statistics), jit(merge_class_statistics)
     whole = statistics(z, labels, 5)
-    batched = init_class_statistics(5, 6, scatter=True)
-    for part in np.array_split(np.arange(len(z)), 4):
-        batched = update(batched, z[part], labels[part])
+    batched = statistics(z, labels, 5, batch=16)
     merged = merge(statistics(z[:31], labels[:31], 5), statistics(z[31:], labels[31:], 5))
     # `statistics` pads.
     plain = update(init_class_statistics(5, 6, scatter=True), z, labels)
     for stats in (batched, merged, plain):
-        # rtol 2e-5: as in the oracle test.
-        np.testing.assert_allclose(nc1_jitted(stats), nc1_jitted(whole), rtol=2e-5)
-        np.testing.assert_allclose(nc2_jitted(stats), nc2_jitted(whole), rtol=1e-5)
-        np.testing.assert_allclose(nc3_jitted(stats, head), nc3_jitted(whole, head), rtol=1e-5)
+        assert_same_numbers(nc1_jitted(stats), nc1_jitted(whole))
+        assert_same_numbers(nc2_jitted(stats), nc2_jitted(whole))
+        assert_same_numbers(nc3_jitted(stats, head), nc3_jitted(whole, head))
         assert nc4_jitted(labels, z, stats) == nc4_jitted(labels, z, whole)
 
 
@@ -310,17 +276,21 @@ def test_the_head_of_an_absent_class_counts_nowhere():
     assert np.isnan(nc3_jitted(stats, other))
 
 
+@jit
+def total_and_gradient(z, labels, head):
+    """NC1 to NC3 added up, and the gradient by the embeddings."""
+
+    def total(z):
+        stats = update_class_statistics(init_class_statistics(5, 6, scatter=True), z, labels)
+        return nc1(stats) + sum(nc2(stats)) + nc3(stats, head)
+
+    return jax.value_and_grad(total)(z)
+
+
 @pytest.mark.parametrize("dim", [6, 2])
 def test_gradients_against_central_differences(dim):
     z, labels, head = example(dim=dim)
-
-    def total(z):
-        stats = update_class_statistics(
-            init_class_statistics(5, dim, scatter=True), z, jnp.asarray(labels)
-        )
-        return nc1(stats) + sum(nc2(stats)) + nc3(stats, head)
-
-    gradient = jit(jax.grad(total))(z)
+    _, gradient = total_and_gradient(filled_up(z, 0, 6), labels, filled_up(head, 6, 5))
     direction = np.random.default_rng(2).normal(size=z.shape)
 
     def oracle_value(t):
@@ -329,40 +299,37 @@ def test_gradients_against_central_differences(dim):
 
     slope = (oracle_value(1e-5) - oracle_value(-1e-5)) / 2e-5
     # rtol: second order in the step, and float32 sums of terms of both signs.
-    np.testing.assert_allclose(np.sum(gradient * direction), slope, rtol=1e-3)
+    np.testing.assert_allclose(np.sum(gradient[:, :dim] * direction), slope, rtol=1e-3)
 
 
 def test_gradients_at_a_simplex_etf_are_finite():
     # All singular values are equal there, where a differentiated SVD divides by 0.
-    labels = np.repeat(np.arange(4), 2)
-    z = np.repeat(simplex(4), 2, axis=0) + np.tile([[0.1], [-0.1]], (4, 4))
-
-    def total(z):
-        stats = update_class_statistics(
-            init_class_statistics(4, 4, scatter=True), z, jnp.asarray(labels)
-        )
-        return nc1(stats) + sum(nc2(stats)) + nc3(stats, simplex(4))
-
-    assert np.isfinite(jit(jax.grad(total))(z.astype(np.float32))).all()
+    labels = np.repeat(np.arange(4), 16)
+    z = np.repeat(simplex(4), 16, axis=0) + np.tile([[0.1], [-0.1]], (32, 4))
+    z = filled_up(z.astype(np.float32), 0, 6)
+    _, gradient = total_and_gradient(z, labels, filled_up(simplex(4), 6, 5).astype(np.float32))
+    assert np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("num_present", [0, 1])
 def test_fewer_than_two_classes(num_present):
-    stats = init_class_statistics(3, 2, scatter=True)
+    stats = init_class_statistics(5, 6, scatter=True)
     if num_present:
-        stats = update_class_statistics(stats, np.ones((2, 2)), np.ones(2, int))
+        stats = statistics(np.ones((2, 2)), np.ones(2, int))
     for measure in (
         nc1,
         nc2,
-        lambda s: nc3(s, np.ones((2, 3))),
-        lambda s: nc4(np.zeros(1, int), np.zeros((1, 2)), s),
+        lambda s: nc3(s, np.ones((6, 5))),
+        lambda s: nc4(np.zeros(1, int), np.zeros((1, 6)), s),
+        lambda s: nearest_class_mean(np.zeros((1, 6)), s),
     ):
-        with pytest.raises(ValueError, match=f"{num_present} of 3 classes"):
+        with pytest.raises(ValueError, match=f"{num_present} of 5 classes"):
             measure(stats)
-        assert np.isnan(jax.jit(measure)(stats)).all()
-    with pytest.raises(ValueError, match=f"{num_present} of 3 classes"):
-        nearest_class_mean(np.zeros((1, 2)), stats)
-    assert jax.jit(nearest_class_mean)(np.zeros((1, 2)), stats) == -1
+    assert np.isnan(nc1_jitted(stats))
+    assert np.isnan(nc2_jitted(stats)).all()
+    assert np.isnan(nc3_jitted(stats, np.ones((6, 5))))
+    assert np.isnan(nc4_jitted(np.zeros(1, int), np.zeros((1, 6)), stats))
+    assert padded_statistics.nearest_class_mean(np.zeros((1, 6)), stats) == -1
 
 
 def test_wrong_arguments_are_named():
@@ -386,4 +353,4 @@ def test_wrong_arguments_are_named():
         nc4(labels, z, stats, weights=-np.ones(64))
     with pytest.raises(ValueError, match="all weights are 0"):
         nc4(labels, z, stats, weights=np.zeros(64))
-    assert np.isnan(jax.jit(lambda w: nc4(labels, z, stats, weights=w))(np.zeros(64)))
+    assert np.isnan(nc4_jitted(labels, z, stats, weights=np.zeros(64)))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gc_nc.metrics import init_class_statistics, nc1, nc2, nearest_class_mean
-from tests.metrics.test_collapse_geometry import statistics
+from tests.metrics.padded_statistics import statistics
 
 
 def test_a_thousand_classes_need_memory_for_the_means_and_the_scatter_only():

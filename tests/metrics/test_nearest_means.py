@@ -4,15 +4,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gc_nc.metrics import nc4, nearest_class_mean
-from tests.metrics.test_collapse_geometry import example, statistics
+from gc_nc import metrics
+from tests.metrics.padded_statistics import nc4, nearest_class_mean, statistics
+from tests.metrics.test_collapse_geometry import example
 
 
 def test_nearest_class_mean_equals_an_oracle_and_leaves_absent_classes_out():
     z, labels, _ = example(dim=6)
     stats = statistics(z, labels, 5)
     means = np.stack([z[labels == c].mean(0) if c != 2 else np.full(6, np.inf) for c in range(5)])
-    queries = np.random.default_rng(3).normal(size=(200, 6)).astype(np.float32) * 4
+    queries = np.random.default_rng(3).normal(size=(100, 6)).astype(np.float32) * 4
     expected = ((queries[:, None] - means[None]) ** 2).sum(2).argmin(1)
     assert set(expected) == {0, 1, 3, 4}
     np.testing.assert_array_equal(nearest_class_mean(queries, stats), expected)
@@ -28,9 +29,9 @@ def test_nearest_class_mean_takes_the_lowest_label_at_ties():
 
 
 def test_nearest_class_mean_tells_close_means_apart_at_a_large_norm():
-    # Squared norms of 1e8 resolve 8; the distances here are of order 1.
-    base = np.full(100, 1000.0)
-    z = base + np.eye(100)[:3]
+    # Squared norms of 6e8 resolve 64; the distances here are of order 1.
+    base = np.full(6, 1e4)
+    z = base + np.eye(6)[:3]
     stats = statistics(z, [0, 1, 2], 3)
     np.testing.assert_array_equal(nearest_class_mean(z.astype(np.float32), stats), [0, 1, 2])
 
@@ -54,19 +55,21 @@ def test_nc4_counts_disagreements_by_weight():
         logits = np.where(np.arange(5)[None] == labels[:, None], 1.0, -np.inf)
         logits[3] = np.nan
         np.testing.assert_allclose(nc4(logits, z, stats, weights=weights), share, rtol=1e-6)
-    assert nc4(np.array([0, 0, 2]), z[:3], stats) == np.float32(1 / 3)
-    # What is not known is not agreement.
+    # Without weights all count; what is not known is not agreement.
+    z = np.pad(z, ((0, 0), (0, 5)))
+    third = metrics.nc4(np.array([0, 0, 2]), z[:3], stats)
+    np.testing.assert_allclose(third, 1 / 3, rtol=1e-6)
     assert np.isnan(nc4(np.array([0, 1, 2, 0]), z, stats))
     assert np.isnan(nc4(np.full((4, 5), np.nan), z, stats, weights=weights))
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8, jnp.uint8, jnp.int32])
 def test_nc4_takes_labels_of_any_width(dtype):
-    z = np.arange(300.0)[:, None]
-    stats = statistics(z, np.arange(300), 300)
+    z = np.repeat(np.arange(300.0), 2)[:, None]
+    stats = statistics(z, np.repeat(np.arange(300), 2), 300)
     labels = np.array([0, 1, 255])
-    labels = jnp.asarray(labels, dtype) if dtype is not np.int64 else labels
-    labels = np.asarray(labels) if dtype is np.uint8 else labels
-    assert nc4(labels, z[[0, 1, 255]], stats) == 0
+    labels = jnp.asarray(labels, dtype) if dtype in (jnp.uint8, jnp.int32) else labels.astype(dtype)
+    z = np.pad(z[[0, 2, 510]], ((0, 0), (0, 5)))
+    assert metrics.nc4(labels, z, stats) == 0
     # 2^32 + 1 is not 1.
-    assert nc4(np.array([2**32 + 1]), z[[1]], stats) == 1
+    assert metrics.nc4(np.array([1, 2**32 + 1, 2]), z[[1, 1, 1]], stats) == np.float32(2 / 3)

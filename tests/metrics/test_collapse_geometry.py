@@ -73,7 +73,7 @@ def oracle(z, labels, head, rcond=1e-9):
 
 
 @pytest.mark.parametrize(
-    ("num_present", "dim", "shift"), [(4, 6, 0.0), (4, 6, 1000.0), (7, 3, 0.0)]
+    ("num_present", "dim", "shift"), [(4, 6, 0.0), (4, 6, 1000.0), (4, 2, 0.0)]
 )
 def test_equals_a_float64_oracle(num_present, dim, shift):
     z, labels, head = example(num_present=num_present, dim=dim, shift=shift)
@@ -176,10 +176,9 @@ def test_dead_units_count_nowhere():
     z, labels, head = example()
     wide = np.pad(z, ((0, 0), (0, 200)))
     stats, wider = statistics(z, labels, 5), statistics(wide, labels, 5)
-    assert_same_numbers(nc1_jitted(wider), nc1_jitted(stats))
-    assert_same_numbers(nc2_jitted(wider), nc2_jitted(stats))
-    wide_head = np.pad(head, ((0, 200), (0, 0)))
-    assert_same_numbers(nc3_jitted(wider, wide_head), nc3_jitted(stats, head))
+    measure = jit(lambda stats, head: (nc1(stats), nc2(stats), nc3(stats, head)))
+    expected = nc1_jitted(stats), nc2_jitted(stats), nc3_jitted(stats, head)
+    assert_same_numbers(measure(wider, np.pad(head, ((0, 200), (0, 0)))), expected)
 
 
 def test_one_example_a_class_does_not_vary():

@@ -29,7 +29,7 @@ def share_used(actual, desired, rtol: float = 1e-7, atol: float = 0.0) -> float:
         np.asarray(actual, np.float64), np.asarray(desired, np.float64)
     )
     finite = np.isfinite(actual) & np.isfinite(desired)
-    difference = np.abs(actual - desired)[finite]
+    difference = np.abs(actual[finite] - desired[finite])
     size = np.abs(desired)[finite]
     allowed = atol + rtol * size
     if allowed.max(initial=0.0) > LARGEST_TOLERANCE * size.max(initial=0.0) > 0:

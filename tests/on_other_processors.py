@@ -1,6 +1,6 @@
 """Runs the numerical tests as other processors would, and says what failed and what came close.
 
-    python -m tests.on_other_processors [--isa=AVX2,AVX512] [--threads=1,2,3] [--json=FILE]
+    python -m tests.on_other_processors [--isa=AVX,AVX2,AVX512] [--threads=1,2,3] [--json=FILE]
         [PATH ...]
 
 Each combination of an instruction set that this processor has and a number of XLA's threads is a
@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 NUMERICAL = ("tests/metrics", "tests/models", "tests/training", "tests/transfer")
 #: What the processor's flags must name for XLA to use an instruction set.
-ISA_FLAGS = {"AVX2": "avx2", "AVX512": "avx512f"}
+ISA_FLAGS = {"AVX": "avx", "AVX2": "avx2", "AVX512": "avx512f"}
 LARGEST_SHARE = 1 / 3
 
 

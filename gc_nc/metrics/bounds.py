@@ -29,6 +29,7 @@ from gc_nc.metrics.collapse import (
     geometric_collapse,
     number_of,
     squared_distances,
+    unless_too_few,
 )
 from gc_nc.metrics.jacobian_products import power_of_two_near
 
@@ -165,6 +166,7 @@ def neural_collapse_bound(
     # Over a pair's mean, as in CDNV: the pair (0, GC_j) at distance 0 is inf, not 0/0.
     terms = (gc[:, None] + gc[None, :]) / 2 / squared_distances(stats)
     per_class = constant * jnp.sum(jnp.where(pairs, terms, 0)) / number_of(pairs)
+    per_class = unless_too_few(per_class, stats)
 
     total = jnp.sum(stats.counts)
     smallest = jnp.min(stats.counts, where=stats.present, initial=jnp.inf)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Float, Shaped
 
 from gc_nc.array_types import Array, as_floating
-from gc_nc.metrics.class_statistics import ClassStatistics, counted_rows
+from gc_nc.metrics.argument_checks import check_rows, counted_rows
+from gc_nc.metrics.class_statistics import ClassStatistics, as_statistics
 from gc_nc.metrics.collapse import checked_pairs, squared_distances
 
 
@@ -42,13 +43,11 @@ def directional_cdnv(
       ValueError: as `update_class_statistics`; fewer than two classes in `stats` (outside jit;
         under jit NaN).
     """
+    stats = as_statistics(stats)
     num_classes, embedding_dim = stats.mean_offsets.shape
     embeddings = as_floating(embeddings, "embeddings")
-    if embeddings.ndim != 2 or embeddings.shape[1] != embedding_dim:
-        raise ValueError(f"embeddings of shape {embeddings.shape}; (B, {embedding_dim}) is needed")
-    labels, weights, _ = counted_rows(
-        labels, weights, num_classes, embeddings.shape[0], embeddings.dtype
-    )
+    check_rows(embeddings, embedding_dim)
+    labels, weights, _ = counted_rows(labels, weights, num_classes, embeddings.shape[0])
     pairs = checked_pairs(stats)
     present = stats.present[:, None]
     means = jnp.where(present, stats.mean_offsets + stats.mean_offset_residuals, 0)

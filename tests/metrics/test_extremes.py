@@ -43,7 +43,7 @@ def test_the_number_of_classes_need_not_fit_the_labels_dtype(wrap, dtype, labels
 def test_equal_embeddings_do_not_vary_whatever_their_weights(
     monkeypatch, num_rows, block_rows, batch
 ):
-    # 301 rows are a shape of this test alone, so that no program compiled for other blocks is taken.
+    # 301 rows are a shape of this test alone: no program compiled for other blocks is taken.
     monkeypatch.setattr(class_statistics, "_CPU_BLOCK_ROWS", block_rows)
     rng = np.random.default_rng(0)
     embeddings = np.tile(rng.normal(size=6), (num_rows, 1))

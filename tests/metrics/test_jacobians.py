@@ -292,7 +292,9 @@ def test_probes_differ_between_keys():
     @jit
     def estimates(seeds):
         def of_seed(seed):
-            return estimate_geometric_complexity(linear, jnp.ones((1, 2)), jax.random.key(seed)).mean
+            return estimate_geometric_complexity(
+                linear, jnp.ones((1, 2)), jax.random.key(seed)
+            ).mean
 
         return jax.vmap(of_seed)(seeds)
 

@@ -171,9 +171,7 @@ def test_many_classes_do_not_fit_the_noise(problem, num_classes):
     assert np.sqrt(np.mean(np.square(z))) < 1.7
 
 
-@pytest.mark.parametrize(
-    "dtype", [jnp.bfloat16, np.float16, np.float64, np.uint8, np.int64, bool]
-)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float64, np.uint8, np.int64, bool])
 def test_inputs_are_cast_up(problem, dtype):
     embed, x, _, _ = problem
     x = np.abs(x[:100] * 3).astype(dtype)

@@ -10,7 +10,7 @@ import pytest
 
 from gc_nc import metrics, transfer
 from gc_nc.training.penalties import geometric_complexity_with_outputs
-from tests.metrics.metric_table import METRICS, arguments_of
+from tests.metrics.metric_table import METRICS, arguments
 
 SETTINGS = {
     "x64": lambda: jax.enable_x64(True),
@@ -107,6 +107,10 @@ TYPICAL = {
 
 def call_of(name):
     return METRICS[name].call if name in METRICS else (TRANSFER | OTHERS)[name]
+
+
+def arguments_of(name):
+    return {key: arguments()[key] for key in METRICS[name].names}
 
 
 def given_to(name):

@@ -154,9 +154,7 @@ def of_sharded_examples():
         key: jax.device_put(value, NamedSharding(MESH, ALONG if key in OF_EXAMPLES else EVERYWHERE))
         for key, value in arguments().items()
     }
-    return jit(lambda placed: {name: call(name, placed) for name in TYPICAL_OF_EXAMPLES})(
-        placed
-    )
+    return jit(lambda placed: {name: call(name, placed) for name in TYPICAL_OF_EXAMPLES})(placed)
 
 
 @pytest.mark.parametrize("name", TYPICAL_OF_EXAMPLES)
@@ -274,9 +272,7 @@ def test_flatness_of_a_loss_over_shards(monkeypatch):
         monkeypatch.setattr(metric_table, "loss", mean_loss)
         return {name: call(name, {"params": params}) for name in of_losses}
 
-    mapped = jax.shard_map(
-        of_shard, mesh=MESH, in_specs=(EVERYWHERE, ALONG), out_specs=EVERYWHERE
-    )
+    mapped = jax.shard_map(of_shard, mesh=MESH, in_specs=(EVERYWHERE, ALONG), out_specs=EVERYWHERE)
     found = jit(mapped)(arguments()["params"], arguments()["inputs"])
     assert len(found) == 4
     for name, values in found.items():
@@ -316,9 +312,7 @@ def second_order():
 
     @jit
     def all_slopes(theta):
-        return {
-            name: jax.value_and_grad(partial(squared_slope, name))(theta) for name in PENALTIES
-        }
+        return {name: jax.value_and_grad(partial(squared_slope, name))(theta) for name in PENALTIES}
 
     step = small_step(theta, seed=0)
     return step, {t: all_slopes(theta + t * step) for t in range(-2, 3)}

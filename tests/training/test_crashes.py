@@ -190,6 +190,7 @@ def no_cache():
 
 def test_a_full_disk_stops_the_run_with_one_line_and_costs_no_more(tiny_run, no_cache, capsys):
     config, workdir = tiny_run
+    config.model.width = 0.2
     unbroken = loop.train(config, workdir.with_name("unbroken"))
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     # Files of more than so many bytes fail as on a full disk, in every library; metrics.jsonl is

@@ -51,7 +51,7 @@ def begun(tmp_path, monkeypatch):
     write_npz(tmp_path / "x.npz", *arrays())
     config = default_config()
     config.data.source, config.data.data_dir = "npz", str(tmp_path / "x.npz")
-    config.model.width, config.batch_size = 0.05, 10
+    config.model.width, config.batch_size = 0.05, 2
     begin(config, tmp_path / "run")
     return config, tmp_path / "run"
 

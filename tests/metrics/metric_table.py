@@ -109,8 +109,10 @@ class Metric(NamedTuple):
     call: Callable
     #: Arguments it is differentiated by.
     smooth: str = ""
-    #: False for methods of an estimate that differ from another's in what they draw alone.
+    #: False for methods of an estimate that differ from another's in their products alone.
     typical: bool = True
+    #: False for those that differ from another's in what they draw alone.
+    mapped: bool = True
 
     @property
     def names(self):
@@ -127,7 +129,9 @@ def estimate(method, num_probes):
             of(embed, params), inputs, KEY, method=method, num_probes=num_probes, weights=weights
         )
 
-    return Metric(call, "params inputs weights", typical=method == "output_probes")
+    typical = method == "output_probes"
+    mapped = method in ("output_probes", "input_probes", "deflated")
+    return Metric(call, "params inputs weights", typical=typical, mapped=mapped)
 
 
 METRICS = {

@@ -16,7 +16,6 @@ from tests.metrics.metric_table import (
     call,
     embed,
     jit,
-    measured,
     names,
 )
 from tests.rounding import assert_same_numbers
@@ -86,8 +85,6 @@ OF_NETWORKS = names(lambda metric: "params" in metric.names and metric.typical)
 
 @functools.cache
 def of_networks_in_bfloat16():
-    # Before the network is another: what its program holds is traced once.
-    measured()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metric_table, "embed", embed_in_bfloat16)
         patch.setattr(metric_table, "loss", loss_in_bfloat16)
@@ -96,7 +93,7 @@ def of_networks_in_bfloat16():
 
 @pytest.mark.parametrize("name", OF_NETWORKS)
 def test_networks_in_bfloat16_are_measured_in_float32(name):
-    value, expected = of_networks_in_bfloat16()[name], measured()[name][0]
+    value, expected = of_networks_in_bfloat16()[name], call(name, arguments())
     assert_float32(value)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(value))
     size, expected_size = (np.linalg.norm(jax.tree.leaves(v)[0]) for v in (value, expected))

@@ -155,20 +155,15 @@ def test_nc1_says_when_float32_cannot_tell(noise):
     assert np.isnan(value) == (noise < 1e-2)
 
 
-X, LABELS = np.arange(8, dtype=np.float32).reshape(4, 2), np.array([0, 0, 1, 1])
+X, LABELS = np.arange(24, dtype=np.float32).reshape(4, 6), np.array([0, 0, 1, 1])
 OF_WEIGHTS = {
     "update_class_statistics": lambda w: metrics.update_class_statistics(
-        metrics.init_class_statistics(2, 2), X, LABELS, weights=w
+        metrics.init_class_statistics(5, 6), X, LABELS, weights=w
     ),
     "geometric_complexity": lambda w: metrics.geometric_complexity(jnp.sin, X, weights=w),
     "estimate": lambda w: metrics.estimate_geometric_complexity(jnp.sin, X, KEY, weights=w).mean,
-    "class_gc": lambda w: metrics.class_geometric_complexity(X[:, 0], LABELS, 2, weights=w)[0],
-    "nc4": lambda w: metrics.nc4(
-        LABELS,
-        X,
-        metrics.update_class_statistics(metrics.init_class_statistics(2, 2), X, LABELS),
-        weights=w,
-    ),
+    "class_gc": lambda w: metrics.class_geometric_complexity(X[:, 0], LABELS, 5, weights=w)[0],
+    "nc4": lambda w: metrics.nc4(LABELS, X, statistics(X, LABELS), weights=w),
 }
 of_weights = jit(lambda w: {name: call(w) for name, call in OF_WEIGHTS.items()})
 
@@ -183,7 +178,7 @@ def test_a_bad_weight_is_refused_and_shows_under_jit(bad):
     stats = found.pop("update_class_statistics")
     for name, value in found.items():
         assert np.isnan(value), name
-    np.testing.assert_allclose(stats.means[1], [5, 6], rtol=1e-6)
+    np.testing.assert_allclose(stats.means[1], [15, 16, 17, 18, 19, 20], rtol=1e-6)
     assert np.isnan(stats.variances[0])
     assert np.isnan(metrics.neural_collapse(stats))
 

@@ -71,19 +71,25 @@ def test_top_eigenvalue_of_a_negative_definite_hessian_is_negative():
 
 def test_hessian_trace_has_hutchinsons_mean_and_variance():
     num_probes = 4000
-    estimate = jax.jit(
-        lambda params: hessian_trace(quadratic(INDEFINITE, B), params, KEY, num_probes=num_probes)
-    )(split(X))
+
+    @jit
+    def traces(a):
+        return [
+            hessian_trace(jax.tree_util.Partial(quadratic_loss, a, B), split(X), KEY, num_probes=n)
+            for n in (num_probes, 3, 1)
+        ]
+
+    estimate = traces(INDEFINITE)[0]
     off_diagonal = (INDEFINITE**2).sum() - (np.diag(INDEFINITE) ** 2).sum()
     # rtol: the standard deviation of 4000 draws is known to about 1 in 90.
     np.testing.assert_allclose(estimate.sem, np.sqrt(2 * off_diagonal / num_probes), rtol=0.05)
     assert abs(estimate.mean - np.trace(INDEFINITE)) < 4 * estimate.sem
     # Exact for a diagonal Hessian, and the uncertainty of one probe is unknown.
-    diagonal = np.diag(np.arange(10.0))
-    exact = hessian_trace(quadratic(diagonal, B), split(X), KEY, num_probes=3)
-    np.testing.assert_allclose(exact.mean, 45, rtol=1e-5)
-    np.testing.assert_allclose(exact.sem, 0, atol=1e-5)
-    assert np.isnan(hessian_trace(quadratic(diagonal, B), split(X), KEY, num_probes=1).sem)
+    _, exact, one = traces(np.diag(np.arange(10.0)))
+    assert_same_numbers(exact.mean, 45)
+    np.testing.assert_allclose(exact.sem, 0, atol=1e-4)
+    assert_same_numbers(one.mean, 45)
+    assert np.isnan(one.sem)
 
 
 def test_sem_of_two_probes_is_half_their_distance():
@@ -151,7 +157,7 @@ def bowl(curvature, p):
     return 0.5 * curvature * jnp.sum(p**2)
 
 
-@pytest.mark.parametrize("size", [1, 2, 100])
+@pytest.mark.parametrize("size", [1, 100])
 @pytest.mark.parametrize("curvature", [1.0, -0.7, 0.3e-25, 3e25])
 def test_lanczos_that_breaks_down_at_once(size, curvature):
     # Every vector spans an invariant subspace of c I; squares of 1e-25 and 1e25 are out of range.
@@ -188,14 +194,13 @@ def all_measures(loss_fn, params):
     )
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, jit])
-def test_a_constant_loss_is_flat(wrap):
+def test_a_constant_loss_is_flat():
+    params = {"a": jnp.ones(4)}
+    # One that does not read its parameters, and one that does.
     losses = [lambda p: jnp.float32(3.0), lambda p: jnp.sum(p["a"]) * 0]
-
-    def measure(params):
-        return [all_measures(loss_fn, params) for loss_fn in losses]
-
-    assert not np.any(jax.tree.leaves(wrap(measure)({"a": jnp.ones(4)})))
+    assert not np.any(jax.tree.leaves(all_measures(losses[0], params)))
+    traced = jit(lambda params: [all_measures(loss_fn, params) for loss_fn in losses])(params)
+    assert not np.any(jax.tree.leaves(traced))
 
 
 def test_a_linear_loss_has_no_curvature_but_is_sharp():

@@ -47,8 +47,8 @@ def read_square(path: Path, size: int) -> np.ndarray:
             # Greys are the same in each channel, so they are resized once.
             if image.mode not in ("L", "RGB"):
                 image = image.convert("RGB")
-            square = image.resize((size, size), Image.Resampling.BILINEAR)
-            return np.asarray(square.convert("RGB"))
+            image = image.resize((size, size), Image.Resampling.BILINEAR)
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except InputError as error:
         raise InputError(f"{shown_name(str(path))} {error}") from error
     # Pillow raises errors of many kinds for what it cannot read.

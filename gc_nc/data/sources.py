@@ -10,7 +10,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from gc_nc.data.class_splits import hold_out
 from gc_nc.data.datasets import ImageDataset, flat_labels, make_dataset
@@ -284,7 +283,7 @@ def _load_image_folder(
         censuses.append(census)
         # Standard output is for results. Of several processes one speaks.
         if jax.process_index() == 0:
-            tqdm.write(census.line(), file=sys.stderr)
+            print(census.line(), file=sys.stderr, flush=True)
 
     images, labels, class_names = read_image_folder(
         folder, image_size, classes, images_per_class, check_fits, report

@@ -198,7 +198,7 @@ def test_names_noted_in_another_form_are_the_same(begun):
         for i in range(4):
             Image.new("L", (8, 8), 50 * i).save(place / f"{i}.png")
     config.data.source, config.data.data_dir = "image_folder", str(workdir.parent / "images")
-    config.data.image_size = 8
+    config.data.image_size, config.batch_size = 8, 2
     config.data.classes.split = "names"
     config.data.classes.source, config.data.classes.target = names["source"], names["target"]
     workdir = workdir.with_name("folder")

@@ -2,9 +2,12 @@
 
 import re
 
+import pytest
+
 from experiments.benchmarks import convolutions
 
 
+@pytest.mark.slow
 def test_a_line_a_convolution_and_their_sum(capsys, monkeypatch):
     monkeypatch.setattr(convolutions, "_BATCH", 2)
     monkeypatch.setattr(convolutions, "_MATMUL", 64)

@@ -18,6 +18,7 @@ def _parsed_flags():
     flags.FLAGS.mark_as_parsed()
 
 
+@pytest.mark.slow
 def test_each_set_has_a_row_for_its_input_and_one_for_its_steps(tmp_path, monkeypatch, capsys):
     labels = np.arange(60) % 10
     images = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)

@@ -318,6 +318,7 @@ def test_bad_input_is_one_line(values, message, command, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_data_that_cannot_be_read_stops_it_before_anything_is_written(command, tmp_path):
     values = {"figure": ["1"], "scale": "small", "data_dir": str(tmp_path)}
     with pytest.raises(InputError, match="no prepared cifar10"):

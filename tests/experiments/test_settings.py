@@ -15,7 +15,6 @@ from absl.testing import flagsaver
 from matplotlib.figure import Figure
 
 from experiments import launcher, measure, transfer
-from gc_nc.models.vgg import VGG_STAGES
 from gc_nc.reproduction import reproduce
 from gc_nc.reproduction.catalogue import FIGURES
 from gc_nc.sweeps.members import make_members, read_sweep
@@ -39,7 +38,6 @@ SETTINGS = {
 @pytest.fixture(autouse=True)
 def _small_and_without_pictures(monkeypatch):
     flags.FLAGS.mark_as_parsed()
-    monkeypatch.setitem(VGG_STAGES, 11, ((16,), (32, 32)))
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).touch())
 
 
@@ -58,7 +56,7 @@ def tiny_config(folder):
     config = default_config()
     config.data.source, config.data.data_dir = "npz", str(folder / "data.npz")
     config.data.classes.split, config.data.classes.counts = "random", (4, 2)
-    config.model.width, config.model.batch_norm = 0.2, True
+    config.model.name, config.model.width, config.model.batch_norm = "mlp", 0.05, True
     config.batch_size, config.num_steps = 4, 3
     config.optimizer.momentum, config.optimizer.l2 = 0.9, 1e-3
     config.gc_penalty.weight, config.gc_penalty.every_steps = 1e-3, 2
@@ -88,10 +86,8 @@ def run_and_results(folder):
 
 @pytest.fixture(scope="module")
 def as_by_default(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(VGG_STAGES, 11, ((16,), (32, 32)))
-        flags.FLAGS.mark_as_parsed()
-        return run_and_results(tmp_path_factory.mktemp("default") / "runs")
+    flags.FLAGS.mark_as_parsed()
+    return run_and_results(tmp_path_factory.mktemp("default") / "runs")
 
 
 def flatten(results, path=""):

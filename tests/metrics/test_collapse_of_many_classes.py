@@ -7,7 +7,6 @@ import numpy as np
 from gc_nc.metrics import init_class_statistics, nc1, nc2, nearest_class_mean
 from tests.metrics.metric_table import jit
 
-
 NUM_CLASSES, DIM = 500, 1024
 
 

@@ -61,12 +61,14 @@ def arguments_in(dtype, name):
 
 
 DTYPES = (jnp.bfloat16, jnp.float16, np.uint8, np.int64, np.float64, bool)
+#: Half precision, whole numbers of few bits, and more bits than JAX has; the others are slow.
+TYPICAL_DTYPES = (jnp.bfloat16, np.uint8, np.float64)
 
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        (name, dtype)
+        pytest.param(name, dtype, marks=() if dtype in TYPICAL_DTYPES else pytest.mark.slow)
         for name in names(lambda metric: metric.typical)
         for dtype in DTYPES
         # Statistics are float32 whatever they are of, and not every argument can be whole.

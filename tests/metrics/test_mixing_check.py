@@ -65,6 +65,7 @@ def test_examples_that_mix_are_warned_of(name):
     assert "evaluation mode" in message
 
 
+@pytest.mark.slow
 def test_e8_every_metric_of_a_jacobian_looks():
     embed = batch_norm(jnp.float32, True)
     for call in (

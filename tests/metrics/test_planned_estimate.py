@@ -142,6 +142,7 @@ def test_covariates_that_do_not_vary_in_the_sample(problem, case):
         assert z_value(found, exact) < 4.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_of_weight", [1, 60])
 def test_a_set_in_which_few_examples_carry_gc(problem, num_of_weight):
     # With all or nearly all examples drawn, nothing excuses a wrong standard error.

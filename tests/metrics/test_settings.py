@@ -11,6 +11,7 @@ import pytest
 from gc_nc import metrics, transfer
 from gc_nc.training.penalties import geometric_complexity_with_outputs
 from tests.metrics.metric_table import METRICS, arguments
+from tests.rounding import NUM_TERMS, assert_same_numbers
 
 SETTINGS = {
     "x64": lambda: jax.enable_x64(True),
@@ -96,12 +97,13 @@ TRANSFER_ARGUMENTS = {
     "sample_episodes": (),
     "mean_confidence_interval": (),
 }
-#: Of the settings under which programs are compiled anew, those that are tried each time.
+#: Those that are tried each time; the others are slow: each setting compiles all programs anew.
 TYPICAL = {
     "x64": ("geometric_complexity", "update_class_statistics", "nc1", "nc4", "nearest_class_mean"),
     "strict_promotion": ("geometric_complexity", "neural_collapse", "nc1"),
     "explicit_mesh": ("geometric_complexity", "update_class_statistics", "nc4"),
     "disable_jit": ("neural_collapse", "nc2", "class_geometric_complexity"),
+    "debug_nans": ("geometric_complexity", "update_class_statistics", "cdnv_matrix", "nc1", "nc3"),
 }
 
 
@@ -133,8 +135,7 @@ def cases():
             names = METRICS[name].names if name in METRICS else SHARDED
             if setting == "explicit_mesh" and SHARDED.isdisjoint(names):
                 continue
-            known = TYPICAL.get(setting)
-            marks = () if known is None or name in known else pytest.mark.slow
+            marks = () if name in TYPICAL[setting] else pytest.mark.slow
             yield pytest.param(setting, name, marks=marks, id=f"{setting}-{name}")
 
 
@@ -156,10 +157,7 @@ def test_every_setting_gives_the_same(setting, name):
     for leaf in jax.tree.leaves(value):
         if isinstance(leaf, jax.Array):
             assert leaf.dtype in (np.float32, np.int32)
-    # rtol: other programs, whose rounding gradients and differences of losses amplify.
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), value, expected
-    )
+    assert_same_numbers(value, expected, 2 * NUM_TERMS)
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -192,9 +190,9 @@ def test_an_explicit_mesh_in_jit_and_as_the_context(method):
     x = jnp.linspace(0, 1, 48).reshape(16, 3)
     arguments = sharded({"inputs": x})
     expected = measure(x)
-    np.testing.assert_allclose(jax.jit(measure)(arguments["inputs"]), expected, rtol=1e-5)
+    assert_same_numbers(jax.jit(measure)(arguments["inputs"]), expected)
     with jax.set_mesh(arguments["inputs"].sharding.mesh):
-        np.testing.assert_allclose(measure(arguments["inputs"]), expected, rtol=1e-5)
+        assert_same_numbers(measure(arguments["inputs"]), expected)
 
 
 def test_e1_labels_and_classes_of_64_bits():
@@ -214,9 +212,10 @@ def test_e3_and_e5_two_classes(setting):
         z = np.array([[0.0, 0], [2, 0], [10, 0], [12, 0]])
         stats = metrics.init_class_statistics(2, 2)
         stats = metrics.update_class_statistics(stats, z, np.array([0, 0, 1, 1]))
-        np.testing.assert_allclose(metrics.neural_collapse(stats), 0.01, rtol=1e-6)
+        assert_same_numbers(metrics.neural_collapse(stats), 0.01)
 
 
+@pytest.mark.slow
 def test_no_nan_is_made_of_rows_that_do_not_count_or_classes_without_examples():
     with jax.debug_nans(True):
         z = np.array([[0.0], [1], [4], [5], [np.nan]])
@@ -228,13 +227,14 @@ def test_no_nan_is_made_of_rows_that_do_not_count_or_classes_without_examples():
         assert np.isfinite(values).all()
         np.testing.assert_array_equal(np.isnan(stats.variances), [False, True, False, True])
         gc = metrics.geometric_complexity(jnp.sin, z, weights=weights)
-        np.testing.assert_allclose(gc, np.mean(np.cos(z[:4]) ** 2), rtol=1e-5)
+        assert_same_numbers(gc, np.mean(np.cos(z[:4]) ** 2))
         estimate = metrics.estimate_geometric_complexity(jnp.sin, z[:1], jax.random.key(0))
         assert np.isnan(estimate.sem)
         class_gc = metrics.class_geometric_complexity(np.ones(2), np.zeros(2, int), 2)
         np.testing.assert_array_equal(class_gc, [1, np.nan])
 
 
+@pytest.mark.slow
 def test_gradients_make_no_nan():
     def collapse(z):
         stats = metrics.init_class_statistics(3, 2, scatter=True)
@@ -245,7 +245,7 @@ def test_gradients_make_no_nan():
     z = jnp.array([[0.0, 1], [2, 0], [10, 3], [12, 1]])
     expected = jax.grad(collapse)(z)
     with jax.debug_nans(True):
-        np.testing.assert_allclose(jax.grad(collapse)(z), expected, rtol=1e-5)
+        assert_same_numbers(jax.grad(collapse)(z), expected)
 
 
 def test_e9_one_weight_near_the_largest_float():
@@ -253,14 +253,14 @@ def test_e9_one_weight_near_the_largest_float():
     x, weights = np.ones((3, 2)), np.array([1e38, 0, 0])
     embed = jax.tree_util.Partial(lambda w, x: x @ w, weight.astype(np.float32))
     for w in (weights, weights[::-1].copy(), np.full(3, 1e38)):
-        np.testing.assert_allclose(metrics.geometric_complexity(embed, x, weights=w), 30, rtol=1e-6)
+        assert_same_numbers(metrics.geometric_complexity(embed, x, weights=w), 30.0)
         estimate = metrics.estimate_geometric_complexity(
             embed, x, jax.random.key(0), method="output_dims", num_probes=2, weights=w
         )
-        np.testing.assert_allclose(estimate.mean, 30, rtol=1e-6)
+        assert_same_numbers(estimate.mean, 30.0)
         labels = np.zeros(3, int)
         gc = metrics.class_geometric_complexity(np.full(3, 30.0), labels, 1, weights=w)
-        np.testing.assert_allclose(gc, 30, rtol=1e-6)
+        assert_same_numbers(gc, np.array([30.0]))
         stats = metrics.init_class_statistics(2, 1)
         stats = metrics.update_class_statistics(stats, np.array([[0.0], [1]]), np.arange(2))
         assert metrics.nc4(np.array([1, 1, 1]), np.zeros((3, 1)), stats, weights=w) == 1

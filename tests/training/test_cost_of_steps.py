@@ -219,6 +219,7 @@ def test_probes_differ_between_steps_and_splits(tiny_run, monkeypatch):
     assert len(keys) == len(set(keys)) == 6
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_in_it_and_keeps_and_measures_float32(tiny_run, monkeypatch):
     config, workdir = tiny_run
     dtypes = []

@@ -167,7 +167,11 @@ def test_exact_penalty_is_the_measured_gc(model, of):
     assert_same_numbers(measured["total_loss"], measured["loss"] + measured["gc_penalty"])
 
 
-@pytest.mark.parametrize("model", [PLAIN, WITH_NORM], ids=["plain", "batch_norm"])
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(PLAIN, marks=pytest.mark.slow), WITH_NORM],
+    ids=["plain", "batch_norm"],
+)
 def test_the_loss_and_its_gradient_are_those_of_the_plain_step(model):
     state, after, plain = take_step(model)
     for fraction in (1.0, 0.3):

@@ -74,6 +74,7 @@ def test_what_measures_a_streamed_run_streams_too(folder_run):
     assert_same_numbers(*(dict(step[1]["train"].values) for step in reversed(measured)), TERMS)
 
 
+@pytest.mark.slow
 def test_an_image_that_breaks_meanwhile_saves_and_the_run_goes_on_once_it_is_mended(
     folder_run, monkeypatch, capsys
 ):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Shaped
 
-from gc_nc.array_types import Array, as_floating
+from gc_nc.array_types import Array, as_floating, with_nan
 from gc_nc.metrics.argument_checks import check_rows, counted_rows
 from gc_nc.metrics.class_statistics import ClassStatistics, as_statistics
 from gc_nc.metrics.collapse import checked_pairs, squared_distances
@@ -62,4 +62,4 @@ def directional_cdnv(
     squares = weights[:, None] * (along / distances[labels]) ** 2
     sums = jax.ops.segment_sum(squares, labels, num_classes)
     known = pairs & (counts > 0)[:, None]
-    return jnp.where(known, sums / jnp.where(counts > 0, counts, 1)[:, None], jnp.nan)
+    return with_nan(~known, sums / jnp.where(counts > 0, counts, 1)[:, None])

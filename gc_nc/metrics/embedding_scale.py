@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from gc_nc.array_types import Array, as_scalar
-from gc_nc.metrics.class_statistics import ClassStatistics
-from gc_nc.metrics.collapse import checked_pairs, squared_distances
+from gc_nc.metrics.class_statistics import ClassStatistics, as_statistics
+from gc_nc.metrics.collapse import checked_pairs, number_of, squared_distances, unless_too_few
 
 
 def squared_embedding_norm(stats: ClassStatistics) -> Float[Array, ""]:
@@ -23,6 +23,7 @@ def squared_embedding_norm(stats: ClassStatistics) -> Float[Array, ""]:
     Returns:
       Scalar; NaN of no example.
     """
+    stats = as_statistics(stats)
     present = stats.present
     means = jnp.where(present[:, None], stats.means, 0)
     # Averages throughout: sums over many examples lose digits, or leave the range of float32.
@@ -46,11 +47,11 @@ def squared_class_distance(stats: ClassStatistics) -> Float[Array, ""]:
     Raises:
       ValueError: fewer than two classes have an example (outside jit; under jit NaN).
     """
+    stats = as_statistics(stats)
     pairs = checked_pairs(stats)
-    num_pairs = jnp.sum(pairs)
     # Averaged term by term: their sum may leave the range of float32.
-    shares = jnp.where(pairs, squared_distances(stats), 0) / jnp.maximum(num_pairs, 1)
-    return jnp.where(num_pairs == 0, jnp.nan, jnp.sum(shares))
+    shares = jnp.where(pairs, squared_distances(stats), 0) / number_of(pairs)
+    return unless_too_few(jnp.sum(shares), stats)
 
 
 def relative_geometric_complexity(

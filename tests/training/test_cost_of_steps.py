@@ -254,6 +254,7 @@ def test_bfloat16_trains_in_it_and_keeps_and_measures_float32(tiny_run, monkeypa
     assert dtypes == [jnp.bfloat16]
 
 
+@pytest.mark.slow
 def test_gc_in_bfloat16_is_that_in_float32_as_well_as_8_bits_allow():
     x = jax.random.normal(jax.random.key(0), (16, 8, 8, 3))
     models = [MLP((32, 16), 4, dtype=t) for t in (jnp.float32, jnp.bfloat16)]

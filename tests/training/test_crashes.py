@@ -188,6 +188,7 @@ def no_cache():
     jax.config.update("jax_enable_compilation_cache", True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_with_one_line_and_costs_no_more(tiny_run, no_cache, capsys):
     config, workdir = tiny_run
     config.model.width = 0.2

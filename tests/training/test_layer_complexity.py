@@ -12,6 +12,7 @@ from gc_nc.training.layer_complexity import geometric_complexity_by_layer
 from tests.rounding import assert_same_numbers
 
 
+@pytest.mark.slow
 def test_every_layer_in_one_call():
     model = VGG(((3,), (6,)), 3)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 4, 1)), jnp.float32)

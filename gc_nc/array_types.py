@@ -141,21 +141,10 @@ def as_scalar(value: Array | np.generic | float, name: str) -> jax.Array:
     Raises:
       ValueError: an array, or a negative number (NaN when traced).
     """
-    check_known(value, lambda known: not known < 0, name, "must be 0 or more")
     value = as_floating(value, name)
     if value.ndim != 0:
         raise ValueError(f"{name} has shape {value.shape}; one number is needed")
     return nan_where(value < 0, value, name, "must be 0 or more")
-
-
-def check_known(
-    value: Array | np.generic | float, allowed: Callable[[Any], bool], name: str, needed: str
-) -> None:
-    """Raises for a number that is not allowed, under jit too where it is not traced itself."""
-    if is_known(value):
-        known = as_numbers(value, name)
-        if known.ndim == 0 and not allowed(np.asarray(known)):
-            raise ValueError(f"{name}={value} {needed}")
 
 
 def nan_where(bad: Array, values: Array, name: str, needed: str) -> jax.Array:

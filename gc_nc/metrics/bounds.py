@@ -17,7 +17,6 @@ from gc_nc.array_types import (
     Array,
     as_floating,
     as_scalar,
-    check_known,
     check_whole,
     nan_where,
     with_nan,
@@ -222,7 +221,6 @@ def geometric_complexity_interval(
         raise ValueError(
             f"norms of shape {norms.shape}; (B,) with B of {smallest_n[method]} or more is needed"
         )
-    check_known(value_range, lambda known: known >= 0, "value_range", "must be 0 or more")
     limit = as_scalar(value_range, "value_range")
     limit = nan_where(jnp.isnan(limit), limit, "value_range", "must be 0 or more")
     outside = ~((norms >= 0) & (norms <= limit) & jnp.isfinite(norms))

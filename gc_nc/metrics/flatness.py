@@ -24,7 +24,6 @@ from matfree import stochtrace
 from gc_nc.array_types import (
     Array,
     as_scalar,
-    check_known,
     check_whole,
     nan_where,
     replicated,
@@ -214,10 +213,8 @@ def sam_sharpness(loss_fn: LossFn, params: Any, *, rho: float = 0.05) -> Float[A
       ValueError: `rho` negative or not finite (outside jit; under jit NaN), and as
         `squared_gradient_norm`.
     """
-    needed = "must be 0 or more and finite"
-    check_known(rho, lambda known: 0 <= known < jnp.inf, "rho", needed)
     rho = as_scalar(rho, "rho")
-    rho = nan_where(~(rho < jnp.inf), rho, "rho", needed)
+    rho = nan_where(~(rho < jnp.inf), rho, "rho", "must be 0 or more and finite")
     return _compile(loss_fn, params)(params, rho, measure=_sharpness)
 
 

@@ -172,7 +172,7 @@ def random_signs(example_keys, rows, dim) -> jax.Array:
 def signs(key, shape) -> jax.Array:
     """Independent signs, as jax.random.rademacher draws them where 64 bits are off."""
     positive = jax.random.bernoulli(key, jnp.float32(0.5), shape)
-    return jnp.where(positive, jnp.float32(1), jnp.float32(-1))
+    return (2 * positive.astype(jnp.int32) - 1).astype(jnp.float32)
 
 
 def _output_probe_squares(embed_fn, inputs, example_keys, rows):

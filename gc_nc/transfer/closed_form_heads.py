@@ -7,9 +7,11 @@ query's prediction depends on the support and on itself. All compute in float32 
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Int, Shaped
 
-from gc_nc.array_types import Array, as_floating, as_scalar, check_known, nan_where, with_nan
+from gc_nc.array_types import Array, as_floating, as_scalar, is_known, nan_where, with_nan
+from gc_nc.metrics.argument_checks import as_number
 from gc_nc.metrics.jacobian_products import power_of_two_near
 
 
@@ -122,7 +124,9 @@ def ridge_predictions(
 def as_regularization(value: float | Array) -> jax.Array:
     """A finite number above 0; NaN if it is not and that is known only under jit."""
     needed = "must be above 0 and finite"
-    check_known(value, lambda known: 0 < known < jnp.inf, "regularization", needed)
+    # A head is called under jit, where its options are known all the same.
+    if is_known(value) and np.ndim(value) == 0:
+        as_number(value, "regularization", lambda known: 0 < known < jnp.inf, needed)
     value = as_scalar(value, "regularization")
     return nan_where(~((value > 0) & (value < jnp.inf)), value, "regularization", needed)
 

@@ -42,6 +42,7 @@ def test_r6_no_import_starts_a_backend():
     )
 
 
+@pytest.mark.slow
 def test_grain_is_imported_by_runs_that_stream_alone():
     assert "grain" not in modules_after("gc_nc.data.streaming", "gc_nc.training.loop")
 

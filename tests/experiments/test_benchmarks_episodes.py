@@ -10,6 +10,7 @@ from absl.testing import flagsaver
 from experiments.benchmarks import episodes
 
 
+@pytest.mark.slow
 def test_two_rows_with_their_goals(capsys, monkeypatch):
     monkeypatch.setattr(episodes, "_REPETITIONS", 1)
     flags.FLAGS.mark_as_parsed()

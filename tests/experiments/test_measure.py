@@ -43,6 +43,7 @@ def assert_nearest_mean_errors(workdir, values):
         assert values[f"{name}/nearest_mean_error"] == pytest.approx(error)
 
 
+@pytest.mark.slow
 def test_every_metric_of_a_finished_run(tiny_run, capsys):
     config, workdir = tiny_run
     loop.train(config, workdir)

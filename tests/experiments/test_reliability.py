@@ -37,6 +37,7 @@ def test_2_kills(tmp_path):
     assert summary["went_on_from_a_checkpoint"] >= 1, done.stdout
 
 
+@pytest.mark.slow
 def test_the_comparison_can_fail(tiny_run):
     from gc_nc.training import loop
 

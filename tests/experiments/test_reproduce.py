@@ -95,6 +95,7 @@ def test_smoke(number, all_runs):
     assert again["findings"] == record["findings"]
 
 
+@pytest.mark.slow
 def test_a_missing_run_is_named_and_the_rest_is_drawn(workdir, tmp_path):
     figure = FIGURES["1"]
     base, members = sweep_of(figure.sweep, "smoke")
@@ -209,6 +210,7 @@ def test_measurements_of_other_options_are_not_taken(workdir, tmp_path):
     assert again["findings"] == first["findings"]
 
 
+@pytest.mark.slow
 def test_another_scale_does_not_replace_a_figure(workdir, tmp_path, command):
     figure = FIGURES["1"]
     base, members = sweep_of(figure.sweep, "smoke")
@@ -232,6 +234,7 @@ def test_without_a_finished_run_there_is_no_figure(tmp_path):
                 reproduce.make_figure(figure, "smoke", tmp_path, members, base)
 
 
+@pytest.mark.slow
 def test_rows_differ_in_their_setting_and_seed_alone(workdir):
     base, members = sweep_of("vgg13_cifar10", "smoke")
     sweep = collect(workdir / "vgg13_cifar10", members, base)
@@ -331,6 +334,7 @@ def test_the_list_needs_nothing_else(command, capsys):
     assert capsys.readouterr().out.strip() == listing()
 
 
+@pytest.mark.slow
 def test_the_command_draws_what_is_finished_and_writes_the_page(workdir, command, tmp_path, capsys):
     shutil.copytree(workdir / "vgg13_cifar10_penalty", tmp_path / "vgg13_cifar10_penalty")
     with pytest.raises(SystemExit) as stop:
@@ -340,6 +344,7 @@ def test_the_command_draws_what_is_finished_and_writes_the_page(workdir, command
     assert FIGURES["A6"].title in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_ends_with_1_and_its_reason(
     workdir, command, tmp_path, capsys, monkeypatch
 ):

@@ -94,6 +94,7 @@ def test_r7_r8_a_mistake_is_one_line_and_exit_code_2(run_command, arguments, mes
     assert not (ROOT / "x").exists()
 
 
+@pytest.mark.slow
 def test_r7_overrides_reach_the_run_and_r6_half_a_slurm_shell_starts(tiny_run, run_command):
     _, workdir = tiny_run
     arguments = tiny_arguments(

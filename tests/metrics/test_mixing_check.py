@@ -148,7 +148,14 @@ ORDINARY = {
 }
 
 
-@pytest.mark.parametrize("name", ORDINARY)
+#: The others are slow.
+TYPICAL = ("linear", "BatchNorm", "BatchNorm in bfloat16", "LayerNorm", "NaN for some")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in TYPICAL else pytest.mark.slow) for name in ORDINARY],
+)
 def test_ordinary_networks_are_not(name):
     # Warnings are errors.
     probes(ORDINARY[name])

@@ -108,6 +108,7 @@ def test_a_smaller_error_than_sampling_examples_can_give(problem):
     assert found == (found.mean, 0, 200, 0)
 
 
+@pytest.mark.slow
 def test_small_and_degenerate_sets(problem):
     embed, x, _, _ = problem
     found = geometric_complexity_to_error(embed, x[:5], jax.random.key(0))

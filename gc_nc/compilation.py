@@ -18,35 +18,49 @@ _CPU_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 }
 
+#: Of programs that run functions of users. Of a matmul whose right operand is one number broadcast,
+# as in x @ jnp.ones((4, 6)), YNNPACK's takes what lies behind it in memory (jaxlib 0.10.2). No
+# network of gc_nc.models has such a matmul.
+_CPU_OPTIONS_OF_ANY_FUNCTION = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"
+}
+
 # Reading one from the disk costs a few hundredths of a second.
 _MIN_CACHED_SECONDS = 0.2
 
 
 @functools.cache
-def compiler_options() -> dict[str, str]:
-    """The `compiler_options` of jax.jit for the default backend; {} where this jaxlib has none."""
+def compiler_options(*, any_function: bool = False) -> dict[str, str]:
+    """The `compiler_options` of jax.jit for the default backend; {} where this jaxlib has none.
+
+    Args:
+      any_function: for programs that run functions of users rather than `gc_nc.models` alone.
+    """
     if jax.default_backend() != "cpu":
         return {}
+    options = _CPU_OPTIONS_OF_ANY_FUNCTION if any_function else _CPU_OPTIONS
     try:
-        jax.jit(lambda x: x, compiler_options=_CPU_OPTIONS).lower(0.0).compile()
+        jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
     except Exception:
         # Any error of a trivial program is about the option, which is experimental.
         return {}
-    return _CPU_OPTIONS
+    return options
 
 
-def jit_for_device(fn: Callable, **jit_options) -> Callable:
+def jit_for_device(fn: Callable, *, any_function: bool = False, **jit_options) -> Callable:
     """jax.jit with `compiler_options()`; no backend starts before the first call.
 
     Args:
       fn: to compile.
+      any_function: as in `compiler_options`.
       **jit_options: other arguments of jax.jit, such as static_argnames.
     """
     plain = jax.jit(fn, **jit_options)
 
     @functools.cache
     def with_options():
-        return jax.jit(fn, compiler_options=compiler_options(), **jit_options)
+        options = compiler_options(any_function=any_function)
+        return jax.jit(fn, compiler_options=options, **jit_options)
 
     @functools.wraps(fn)
     def call(*arguments, **keywords):

@@ -50,7 +50,7 @@ def test_options_that_this_jaxlib_lacks_are_left_out(monkeypatch):
 
 def test_the_options_are_given_to_jax(monkeypatch):
     given = []
-    monkeypatch.setattr(compilation, "compiler_options", lambda: {"xla_cpu_option": "1"})
+    monkeypatch.setattr(compilation, "compiler_options", lambda **_: {"xla_cpu_option": "1"})
     monkeypatch.setattr(
         jax, "jit", lambda f, compiler_options=None, **_: given.append(compiler_options) or f
     )

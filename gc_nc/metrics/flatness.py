@@ -252,7 +252,7 @@ def _compile(loss_fn: LossFn, params: Any) -> Callable:
     shared = comparable(loss_fn)
     if shared is not None:
         return partial(_evaluate_compiled, shared)
-    return jit_for_device(partial(_evaluate, loss_fn), static_argnames="measure")
+    return jit_for_device(partial(_evaluate, loss_fn), any_function=True, static_argnames="measure")
 
 
 def _cast_up(params):
@@ -269,7 +269,7 @@ def _evaluate(loss_fn, params, *arguments, measure):
         return measure(loss, theta, *arguments)
 
 
-_evaluate_compiled = jit_for_device(_evaluate, static_argnames="measure")
+_evaluate_compiled = jit_for_device(_evaluate, any_function=True, static_argnames="measure")
 
 
 @jax.jit

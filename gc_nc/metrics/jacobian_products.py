@@ -212,7 +212,7 @@ def varying_like(array, like) -> jax.Array:
     return array + jnp.zeros_like(like, shape=(), dtype=array.dtype)
 
 
-_evaluate_compiled = jit_for_device(_evaluate_block, static_argnames="block")
+_evaluate_compiled = jit_for_device(_evaluate_block, any_function=True, static_argnames="block")
 
 
 def compile_block(embed_fn: EmbedFn) -> Callable:
@@ -225,7 +225,9 @@ def compile_block(embed_fn: EmbedFn) -> Callable:
         evaluate = partial(_evaluate_compiled, shared)
         check = mixing_check.MixingCheck(embed_fn, mixing_check.program_of(shared))
     else:
-        evaluate = jit_for_device(partial(_evaluate_block, embed_fn), static_argnames="block")
+        evaluate = jit_for_device(
+            partial(_evaluate_block, embed_fn), any_function=True, static_argnames="block"
+        )
         check = mixing_check.MixingCheck(embed_fn)
 
     def compiled(inputs, auxiliary, first_row, *, block):

@@ -127,7 +127,9 @@ def _programs(embed_fn):
     shared = comparable(embed_fn)
     if shared is not None:
         return tuple(partial(program, shared) for program in _COMPILED)
-    return tuple(jit_for_device(partial(function, embed_fn)) for function in _FUNCTIONS)
+    return tuple(
+        jit_for_device(partial(function, embed_fn), any_function=True) for function in _FUNCTIONS
+    )
 
 
 def _begin(embed_fn, params, support_inputs):
@@ -161,7 +163,7 @@ def _predict(embed_fn, trained, frame, query_inputs):
 
 
 _FUNCTIONS = _begin, _step, _predict
-_COMPILED = tuple(jit_for_device(function) for function in _FUNCTIONS)
+_COMPILED = tuple(jit_for_device(function, any_function=True) for function in _FUNCTIONS)
 
 
 def _optimizer(learning_rate, momentum):

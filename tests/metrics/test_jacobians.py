@@ -196,6 +196,23 @@ def test_scales_with_the_square_of_the_input_unit():
     assert_same_numbers(stretched, 16 * gc)
 
 
+@pytest.mark.parametrize("shape", [(4, 6), (8, 3)], ids=["columns", "rows"])
+def test_a_matmul_by_a_broadcast_number(shape):
+    """XLA's YNNPACK takes what lies behind it in memory, so metrics do not multiply by it."""
+    x = np.random.default_rng(0).normal(size=(64, shape[0])).astype(np.float32)
+
+    def embed(x):
+        return jnp.tanh(x @ jnp.ones(shape))
+
+    # All entries of J are 1 - tanh^2, also for a basis of the whole space.
+    expected = 24 * (1 - np.tanh(x.sum(axis=1, dtype=np.float64)) ** 2) ** 2
+    assert_same_numbers(jacobian_norms(embed, x), expected)
+    deflated = estimate_geometric_complexity(
+        embed, x, jax.random.key(0), method="deflated", num_probes=3 * shape[1]
+    )
+    assert_same_numbers(deflated.mean, expected.mean())
+
+
 # Weights.
 
 

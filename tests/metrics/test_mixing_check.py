@@ -1,5 +1,6 @@
 """Examples that mix, and random numbers drawn anew, are noticed; ordinary networks are not."""
 
+import functools
 import itertools
 import warnings
 
@@ -28,8 +29,18 @@ class Net(nn.Module):
 
 def batch_norm(dtype, train):
     model = Net(dtype)
-    variables = model.init(KEY, X, False)
-    return lambda x: model.apply(variables, x, train, mutable=["batch_stats"])[0]
+
+    @functools.cache
+    def variables():
+        # Not while tests are collected: that takes a second.
+        return jax.jit(model.init, static_argnums=2)(KEY, X, False)
+
+    def embed(x):
+        with jax.ensure_compile_time_eval():
+            fixed = variables()
+        return model.apply(fixed, x, train, mutable=["batch_stats"])[0]
+
+    return embed
 
 
 def warnings_of(call):

@@ -85,7 +85,7 @@ OTHERS = {
         num_pilot=64,
     ),
     "geometric_complexity_with_outputs": lambda inputs: geometric_complexity_with_outputs(
-        lambda x: (jnp.tanh(x), ()), inputs[:8].astype(np.float32), jax.random.key(0), num_probes=2
+        lambda x: (jnp.tanh(x), ()), inputs.astype(np.float32), jax.random.key(0), num_probes=2
     ),
 }
 TRANSFER_ARGUMENTS = {

@@ -201,7 +201,7 @@ def test_weights_of_any_scale(scale):
     square = jax.tree_util.Partial(jnp.square)
     expected = metrics.geometric_complexity(square, x, weights=weights)
     found = metrics.geometric_complexity(square, x, weights=scale * weights)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert_same_numbers(found, expected)
 
 
 def test_norms_near_the_largest_float():

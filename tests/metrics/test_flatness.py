@@ -13,7 +13,7 @@ from gc_nc.metrics import (
     squared_gradient_norm,
 )
 from tests.metrics.metric_table import jit
-from tests.rounding import assert_same_numbers
+from tests.rounding import assert_same_numbers, rounding
 
 KEY = jax.random.key(0)
 
@@ -61,7 +61,9 @@ def test_quadratic():
     # rtol: a difference of two losses of order 10.
     expected = rho * np.linalg.norm(g) + rho**2 / 2 * g @ INDEFINITE @ g / (g @ g)
     np.testing.assert_allclose(sam_sharpness(loss_fn, params, rho=rho), expected, rtol=1e-4)
-    assert sam_sharpness(loss_fn, params, rho=0.0) == 0
+    # The same loss twice, which XLA may add up in two orders.
+    no_step = sam_sharpness(loss_fn, params, rho=0.0)
+    np.testing.assert_allclose(no_step, 0, atol=rounding() * abs(loss_fn(params)))
 
 
 def test_top_eigenvalue_of_a_negative_definite_hessian_is_negative():
@@ -145,7 +147,7 @@ def test_small_network_against_the_whole_hessian():
     assert_same_numbers(top, np.linalg.eigvalsh(hessian)[-1])
     # Few iterations come close from below.
     few = hessian_top_eigenvalue(NETWORK_LOSS, params, KEY, num_iterations=8)
-    assert 0.9 * top < few <= top * (1 + 1e-5)
+    assert 0.9 * top < few <= top * (1 + rounding())
     trace = hessian_trace(NETWORK_LOSS, params, KEY, num_probes=100)
     assert abs(trace.mean - np.trace(hessian)) < 4 * trace.sem
     # atol: the rounding of a difference of two losses near 1, of which float32 holds steps of 1e-7.

@@ -145,7 +145,9 @@ def geometric_complexity_to_error(
         if not np.isfinite(values).all():
             return PlannedEstimate(jnp.float32(jnp.nan), jnp.float32(jnp.nan), len(values), probes)
         fit = regress(values, known, exact=m == sample.full_rank)
-        sem = math.sqrt(max(0.0, fit.variance - fit.between * len(values) / num_examples))
+        # The share first: of all examples it is 1, and nothing is left.
+        share = len(values) / num_examples
+        sem = math.sqrt(max(0.0, fit.variance - fit.between * share))
         sem = sem / math.sqrt(len(values))
         target = relative_error * fit.mean
         # An all-zero sample says nothing about the examples that were not drawn.

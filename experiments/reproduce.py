@@ -78,7 +78,7 @@ def main(argv: list[str]) -> None:
         numbers = [number for number, figure in FIGURES.items() if scale in figure.cost]
     figures = [find_figure(number, scale) for number in dict.fromkeys(numbers)]
     workdir = Path(_WORKDIR.value).expanduser()
-    names = dict.fromkeys(figure.sweep_at(scale) for figure in figures)
+    names = dict.fromkeys(figure.sweep for figure in figures)
     sweeps = {name: _members(workdir, name, scale) for name in names}
     for figure in figures:
         reproduce.read_figure(workdir, figure, scale)
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
             _run(workdir / name, members)
     with tqdm(total=0, bar_format="{desc}", disable=None) as bar:
         for figure in figures:
-            base, members = sweeps[figure.sweep_at(scale)]
+            base, members = sweeps[figure.sweep]
             try:
                 record = reproduce.make_figure(
                     figure,
@@ -152,7 +152,7 @@ def _run(sweep_dir: Path, members: list[Member]) -> None:
 
 def _write_rows(sweep_dir: Path, members: list[Member], sweep: str) -> bool:
     """Whether all members have a row now."""
-    numbers = [n for n in FIGURES if FIGURES[n].sweep_at(_SCALE.value) == sweep]
+    numbers = [n for n in FIGURES if FIGURES[n].sweep == sweep]
     data = "" if members[0].config.data.source == "digits" else " --data_dir=DATA"
     command = (
         f"python -m experiments.reproduce --figure={numbers[0]} --scale={_SCALE.value}{data}"

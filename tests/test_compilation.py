@@ -1,16 +1,23 @@
 """How programs are compiled: options where they may be, and a cache on the disk."""
 
 import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from gc_nc import compilation
 from gc_nc.compilation import jit_for_device
+from gc_nc.data.datasets import ImageSplit
+from gc_nc.data.device_batches import Augmentation, Normalization
 from gc_nc.errors import InputError
+from gc_nc.models import build_model
+from gc_nc.training.penalties import GCPenalty
+from gc_nc.training.step import init_state, train_step_on_batch
 from tests.rounding import assert_same_numbers
 
 X = np.eye(3, dtype=np.float32) + 1
@@ -121,3 +128,34 @@ def test_the_default_place_is_in_the_users_cache(monkeypatch, tmp_path):
     assert compilation.default_cache_dir() == compilation.default_cache_dir()
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert compilation.default_cache_dir().parts[-4:-1] == (".cache", "gc_nc", "xla")
+
+
+@pytest.mark.skipif(not compilation.compiler_options(), reason="this jaxlib has no such options")
+@pytest.mark.parametrize(
+    "name",
+    ["mlp", *(pytest.param(n, marks=pytest.mark.slow) for n in ("vgg11", "resnet18"))],
+)
+@pytest.mark.parametrize("penalty", [None, GCPenalty()])
+def test_a_training_step_with_the_options_is_the_plain_one(name, penalty):
+    # XLA's YNNPACK matmuls are wrong where the right operand is one number broadcast; this would
+    # find such a matmul in a step of our networks.
+    model, optimizer = build_model(name, 3, width=0.05), optax.sgd(0.1)
+    rng = np.random.default_rng(0)
+    batch = ImageSplit(
+        rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8), np.array([0, 1, 2, 0], np.int32)
+    )
+    step = partial(
+        train_step_on_batch,
+        model=model,
+        optimizer=optimizer,
+        normalization=Normalization((0.5,) * 3, (0.25,) * 3),
+        augmentation=Augmentation(),
+        l2=1e-3,
+        penalty=penalty,
+    )
+    state = init_state(0, model, optimizer, (32, 32, 3))
+    key = jax.random.key(0)
+    arguments = (state, batch, key, key, jnp.float32(0.01))
+    expected = jax.device_get(jax.jit(step)(*arguments))
+    actual = jax.device_get(jit_for_device(step)(*arguments))
+    assert_same_numbers(actual, expected, num_terms=2048)

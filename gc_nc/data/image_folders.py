@@ -186,7 +186,7 @@ def read_image_folder(
         images = np.empty((len(paths), image_size, image_size, 3), np.uint8)
         # Threads: decoding and resizing let go of Python's lock.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            resized = pool.map(lambda path: _resized(path, image_size), paths)
+            resized = pool.map(lambda path: read_square(path, image_size), paths)
             bar = tqdm(resized, "resizing", len(paths), unit="image", disable=None)
             for i, image in enumerate(bar):
                 images[i] = image
@@ -202,11 +202,7 @@ class _FolderImages:
         self.shape = (len(paths), size, size, 3)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        return np.stack([_resized(self._paths[row], self.shape[1]) for row in rows])
-
-
-def _resized(path: Path, size: int) -> np.ndarray:
-    return read_square(path, size)
+        return np.stack([read_square(self._paths[row], self.shape[1]) for row in rows])
 
 
 def _fingerprint(folder: Path, paths: Sequence[Path]) -> str:

@@ -28,7 +28,7 @@ def squared_embedding_norm(stats: ClassStatistics) -> Float[Array, ""]:
     means = jnp.where(present[:, None], stats.means, 0)
     # Averages throughout: sums over many examples lose digits, or leave the range of float32.
     shares = stats.counts / jnp.sum(stats.counts)
-    squares = jnp.sum(means**2, axis=1) + jnp.where(present, stats.variances, 0)
+    squares = jnp.sum(means**2, axis=1) + stats.known_variances
     return jnp.sum(shares * squares)
 
 

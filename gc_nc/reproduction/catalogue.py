@@ -23,7 +23,6 @@ class Figure(NamedTuple):
       sweep: the config in experiments/configs/figures/, without .py.
       make: draws it and judges its claims.
       cost: {scale: what the runs and the drawing take}; the scales that it has.
-      small_sweep: another sweep at the small scale.
     """
 
     number: str
@@ -33,11 +32,6 @@ class Figure(NamedTuple):
     sweep: str
     make: Callable[[Context], FigureResult]
     cost: Mapping[str, str]
-    small_sweep: str | None = None
-
-    def sweep_at(self, scale: str) -> str:
-        """The config in experiments/configs/figures/ at a scale, without .py."""
-        return (scale == "small" and self.small_sweep) or self.sweep
 
 
 _SMOKE = {"smoke": "under a minute"}
@@ -223,7 +217,7 @@ def listing() -> str:
             f"{figure.number:3} {figure.title}; paper: {figure.setting}",
             f"    claim: {figure.claim}",
             *(
-                f"    {scale:6} {cost} (sweep {figure.sweep_at(scale)})"
+                f"    {scale:6} {cost} (sweep {figure.sweep})"
                 for scale, cost in figure.cost.items()
             ),
         ]

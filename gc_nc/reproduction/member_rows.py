@@ -72,7 +72,7 @@ class RowPlan(NamedTuple):
     flatness_examples: int = 64
 
 
-#: The way only, as everything at that scale.
+#: Enough to check the pipeline; the numbers mean nothing.
 SMOKE_PLAN = RowPlan(2, (1, 5), 20, 2, 2, 16, 1, 8)
 
 
@@ -234,7 +234,7 @@ def _directional_cdnv(run: FinishedRun, step: int) -> float:
     """Mean over ordered pairs of source classes, over all training images."""
     train, num_classes = run.dataset.train, run.dataset.num_classes
     images = ClassImages(train.images, train.labels, run.dataset.class_names)
-    embeddings = run_evaluation.embed_images(run, step, images)
+    embeddings = run_evaluation.embed_images(run, run.variables(step), images)
     return float(_mean_directional_cdnv(embeddings, train.labels, num_classes))
 
 

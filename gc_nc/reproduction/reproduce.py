@@ -142,7 +142,7 @@ def make_figure(
       InputError: no run is finished, one cannot be measured, or the folder has the figure at
         another scale.
     """
-    sweep_dir = workdir / figure.sweep_at(scale)
+    sweep_dir = workdir / figure.sweep
     sweep = collect(sweep_dir, members, base)
     datasets: dict[str, TransferDataset] = {}
 
@@ -213,7 +213,7 @@ def _record(
         "notes": result.notes,
         "missing": [f"{name}: {why}" for name, why in sweep.missing.items()],
         "command": _command(figure, scale, sweep),
-        "sweep": figure.sweep_at(scale),
+        "sweep": figure.sweep,
         "num_runs": len(runs),
         "config": config,
         "varied": {row.key: list(row.runs) for row in sweep.rows},

@@ -205,7 +205,7 @@ def add_measurements(workdir: Path, step: int, values: dict[str, float]) -> Path
 
 def _open_checkpoints(workdir: Path) -> ocp.CheckpointManager:
     # Read-only: it must neither make the folder nor clear away what an interrupted save left.
-    # Orbax warns of that each time, which is no news to whoever asked for it.
+    # Orbax warns about this every time, although it is what was asked for.
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:

@@ -55,7 +55,7 @@ def check_same_data(
         if value != _composed(stored[name])
     ]
     noted = stored.get("fingerprint")
-    # Other labels and pixels would be no news.
+    # Where the facts differ, labels and pixels differ too and add nothing to the message.
     if not differing and noted:
         data = with_fingerprint(data)
         differing = _differing_parts(noted, data.fingerprint or {})

@@ -168,9 +168,8 @@ def evaluate_checkpoint(
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Source metrics of a checkpoint, and a result a task.
 
-    Running BatchNorm statistics throughout, and nothing is fitted on queries. Embeddings and source
-    metrics are kept in the run's transfer_cache/ and used again while parameters and images are the
-    same.
+    Running BatchNorm statistics throughout; nothing is fitted on queries. Embeddings and source
+    metrics are kept in the run's transfer_cache/ while parameters and images stay the same.
 
     Args:
       run: opened by `open_run`.
@@ -211,7 +210,7 @@ def evaluate_checkpoint(
     embeddings = cached_arrays(
         cache / f"{protocol.split}_{step}.npz",
         (parameters, checksum(images[:2])),
-        lambda: {"embeddings": _embed(run, variables, images)},
+        lambda: {"embeddings": embed_images(run, variables, images)},
     )["embeddings"]
     centred, l2 = FEATURE_OPTIONS[protocol.features]
     features = transform_features(embeddings, center=mean if centred else None, l2=l2)
@@ -326,13 +325,8 @@ def _embed_batch(variables, split, start, **static):
     return evaluation.forward_batch(variables, split, start, **static)[1]
 
 
-def embed_images(run: FinishedRun, step: int, images: ClassImages) -> np.ndarray:
-    """(N, K) embeddings by a checkpoint, with running BatchNorm statistics."""
-    return _embed(run, run.variables(step), images)
-
-
-def _embed(run: FinishedRun, variables, images: ClassImages) -> np.ndarray:
-    """(N, K), every image once."""
+def embed_images(run: FinishedRun, variables, images: ClassImages) -> np.ndarray:
+    """(N, K) embeddings, with running BatchNorm statistics."""
     split = evaluation.on_device(ImageSplit(images.images, images.labels))
     batch_size = min(run.config.evaluation.batch_size, len(images.labels))
     static = {

@@ -186,7 +186,7 @@ def test_the_cache_of_another_way_of_reading_is_not_used(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         RGBA.save(tmp_path / name / "0.png")
     monkeypatch.setattr(image_folders, "_READING", 1)
-    monkeypatch.setattr(image_folders, "_resized", lambda path, size: np.zeros((2, 2, 3)))
+    monkeypatch.setattr(image_folders, "read_square", lambda path, size: np.zeros((2, 2, 3)))
     assert not read_image_folder(tmp_path, 2)[0].any()
     monkeypatch.undo()
     assert tuple(read_image_folder(tmp_path, 2)[0][0, 0, 0]) == ON_WHITE

@@ -25,7 +25,7 @@ from gc_nc.sweeps.sweep_directory import run_path
 from gc_nc.training import loop
 
 CONFIGS = Path("experiments/configs/figures")
-SCALES = {(figure.sweep_at(s), s) for figure in FIGURES.values() for s in figure.cost}
+SCALES = {(figure.sweep, s) for figure in FIGURES.values() for s in figure.cost}
 
 
 def sweep_of(name, scale):

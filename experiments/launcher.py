@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 from experiments import stored_config
 from gc_nc.compilation import default_cache_dir, use_persistent_cache
 from gc_nc.errors import InputError
+from gc_nc.runs.configuration import default_config, flatten
 from gc_nc.sweeps.members import Member
 from gc_nc.sweeps.sweep_directory import config_path, run_path
-from gc_nc.training.configuration import default_config, flatten
 
 #: Bad input: nothing was done, nothing overwritten.
 EXIT_BAD_INPUT = 2
@@ -208,7 +208,7 @@ def _check_keys(overrides: list[tuple[str, str | None]]) -> None:
     """Refuses keys that are not there, with the nearest one, groups of keys and missing values."""
     if not overrides:
         return
-    from gc_nc.training.configuration import TYPE_NAMES, key_types
+    from gc_nc.runs.configuration import TYPE_NAMES, key_types
 
     types = key_types()
     for key, value in overrides:
@@ -234,7 +234,7 @@ def _flag_message(
         # A report of an error in the config file, whose last line is the error itself.
         files = [argument for argument in argv if argument.lstrip("-").startswith("config=")]
         return f"{' '.join(files)}: {last_line}"
-    from gc_nc.training.configuration import TYPE_NAMES, key_types, shown
+    from gc_nc.runs.configuration import TYPE_NAMES, key_types, shown
 
     for key, value in overrides:
         # Of a tuple there is a list of the values given.

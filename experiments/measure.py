@@ -19,8 +19,9 @@ from tqdm import tqdm
 from experiments import launcher
 from gc_nc import metrics
 from gc_nc.errors import InputError
-from gc_nc.training import finished_run, full_measurement
-from gc_nc.training.cdnv_figure import draw_cdnv
+from gc_nc.measurement import full_measurement
+from gc_nc.measurement.cdnv_figure import draw_cdnv
+from gc_nc.runs import finished_run
 
 # Other commands have flags of the same name, and tests import several commands.
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", allow_override=True)

@@ -26,7 +26,7 @@ from absl import flags
 
 from experiments import launcher
 from gc_nc.errors import InputError
-from gc_nc.training.run_directory import read_records
+from gc_nc.runs.run_directory import read_records
 
 _KILLS = flags.DEFINE_integer("kills", 100, "How many starts are killed.", lower_bound=1)
 _WORKDIR = flags.DEFINE_string("workdir", None, "A new folder.", allow_override=True)

@@ -32,10 +32,10 @@ from gc_nc.errors import InputError
 from gc_nc.reproduction import member_rows, reproduce
 from gc_nc.reproduction.catalogue import FIGURES, find_figure, listing
 from gc_nc.reproduction.report import write_report
+from gc_nc.runs.loop import Interrupted
 from gc_nc.sweeps.local_executor import make_slots, run_locally
 from gc_nc.sweeps.members import Member, make_members, read_sweep
 from gc_nc.sweeps.sweep_status import outcome_table
-from gc_nc.training.loop import Interrupted
 
 # Other commands have flags of the same names, and tests import several commands.
 _FIGURE = flags.DEFINE_list(

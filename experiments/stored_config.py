@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gc_nc.training.finished_run import read_config
+from gc_nc.runs.finished_run import read_config
 
 
 def get_config(path: str) -> ConfigDict:

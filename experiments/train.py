@@ -26,12 +26,12 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import launcher
+from gc_nc.devices import is_main_process
 from gc_nc.errors import InputError
-from gc_nc.training import hosts, loop
-from gc_nc.training.checkpoints import StorageError
-from gc_nc.training.placement import is_main_process
-from gc_nc.training.progress import results_table
-from gc_nc.training.run_directory import EXIT_IN_USE, RunInUseError
+from gc_nc.runs import hosts, loop
+from gc_nc.runs.checkpoints import StorageError
+from gc_nc.runs.progress import results_table
+from gc_nc.runs.run_directory import EXIT_IN_USE, RunInUseError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file; --config.KEY=VALUE overrides a key.", lock_config=True

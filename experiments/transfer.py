@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from experiments import launcher
 from gc_nc.errors import InputError
-from gc_nc.training.finished_run import FinishedRun, open_run
-from gc_nc.transfer import run_evaluation, transfer_results
-from gc_nc.transfer.run_evaluation import Protocol, Task
+from gc_nc.measurement import transfer_evaluation, transfer_results
+from gc_nc.measurement.transfer_evaluation import FINE_TUNING, Protocol, Task
+from gc_nc.runs.finished_run import FinishedRun, open_run
 
 _DEFAULTS = Protocol()
 # Other commands have flags of the same name, and tests import several commands.
@@ -49,9 +49,9 @@ _NUM_SHOTS = flags.DEFINE_list("num_shots", ["1", "5"], "Support images of each 
 _NUM_QUERIES = flags.DEFINE_integer("num_queries", 15, "Query images of each class.", 1)
 _NUM_EPISODES = flags.DEFINE_integer("num_episodes", 2000, "Episodes of each setting.", 2)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the episodes.", 0, 2**32 - 1)
-_HEAD = flags.DEFINE_string("head", _DEFAULTS.head, ", ".join(run_evaluation.HEAD_NAMES))
+_HEAD = flags.DEFINE_string("head", _DEFAULTS.head, ", ".join(transfer_evaluation.HEAD_NAMES))
 _FEATURES = flags.DEFINE_string(
-    "features", _DEFAULTS.features, ", ".join(run_evaluation.FEATURE_OPTIONS)
+    "features", _DEFAULTS.features, ", ".join(transfer_evaluation.FEATURE_OPTIONS)
 )
 _REGULARIZATION = flags.DEFINE_float(
     "regularization", _DEFAULTS.regularization, "Of ridge and logistic regression."
@@ -123,13 +123,14 @@ def _plan(
     for step in steps:
         run.check_checkpoint(step)
     transfer_results.read_results(workdir)
-    return run, steps, run_evaluation.sample_tasks(run, protocol, sizes)
+    return run, steps, transfer_evaluation.sample_tasks(run, protocol, sizes)
 
 
 def _evaluate(plans, protocol: Protocol) -> list[transfer_results.RunRecord]:
-    fine_tuned = protocol.num_episodes if protocol.head == run_evaluation.FINE_TUNING else 0
+    count = transfer_evaluation.num_reports
+    fine_tunings = protocol.num_episodes if protocol.head == FINE_TUNING else 0
     total = sum(
-        run_evaluation.num_reports(len(steps), len(tasks)) + len(steps) * len(tasks) * fine_tuned
+        count(len(steps), len(tasks)) + len(steps) * len(tasks) * fine_tunings
         for _, steps, tasks in plans
     )
     records = []
@@ -143,7 +144,7 @@ def _evaluate(plans, protocol: Protocol) -> list[transfer_results.RunRecord]:
                     bar.set_description(f"{where}: {part}", refresh=False)
                     bar.update()
 
-                source, results = run_evaluation.evaluate_checkpoint(
+                source, results = transfer_evaluation.evaluate_checkpoint(
                     run,
                     step,
                     protocol,

@@ -30,7 +30,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 # Before any test imports the package.
 install_import_hook("gc_nc", "beartype.beartype")
 
-from gc_nc.training.configuration import default_config  # noqa: E402
+from gc_nc.runs.configuration import default_config  # noqa: E402
 
 
 def pytest_collection_modifyitems(items):

@@ -21,7 +21,10 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-NUMERICAL = ("tests/metrics", "tests/models", "tests/training", "tests/transfer")
+NUMERICAL = tuple(
+    f"tests/{part}"
+    for part in ("metrics", "models", "training", "transfer", "runs", "measurement", "reproduction")
+)
 #: What the processor's flags must name for XLA to use an instruction set.
 ISA_FLAGS = {"AVX": "avx", "AVX2": "avx2", "AVX512": "avx512f"}
 LARGEST_SHARE = 1 / 3

@@ -9,8 +9,8 @@ import pytest
 
 from gc_nc import metrics
 from gc_nc.models import build_model, embed_fn
-from gc_nc.training import loop
-from gc_nc.training.finished_run import open_run
+from gc_nc.runs import loop
+from gc_nc.runs.finished_run import open_run
 from tests.rounding import assert_same_numbers
 
 pytestmark = pytest.mark.gpu

@@ -32,7 +32,7 @@ def test_r6_no_import_starts_a_backend():
         "gc_nc.metrics",
         "gc_nc.models",
         "gc_nc.data.sources",
-        "gc_nc.training.loop",
+        "gc_nc.runs.loop",
         "gc_nc.sweeps.local_executor",
         "gc_nc.sweeps.slurm_executor",
         "experiments.train",
@@ -44,7 +44,7 @@ def test_r6_no_import_starts_a_backend():
 
 @pytest.mark.slow
 def test_grain_is_imported_by_runs_that_stream_alone():
-    assert "grain" not in modules_after("gc_nc.data.streaming", "gc_nc.training.loop")
+    assert "grain" not in modules_after("gc_nc.data.streaming", "gc_nc.runs.loop")
 
 
 def test_metrics_import_little_beyond_jax():

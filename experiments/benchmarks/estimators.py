@@ -27,8 +27,8 @@ from gc_nc.compilation import jit_for_device
 from gc_nc.data.device_batches import normalize
 from gc_nc.errors import InputError
 from gc_nc.models import build_model, embed_fn, layer_names
-from gc_nc.training import loop
-from gc_nc.training.finished_run import open_run
+from gc_nc.runs import loop
+from gc_nc.runs.finished_run import open_run
 
 _WORKDIR = flags.DEFINE_string(
     "benchmark_run", None, "A finished run; none trains one on digits.", allow_override=True

@@ -26,7 +26,7 @@ from gc_nc import metrics
 from gc_nc.data.device_batches import normalize
 from gc_nc.errors import InputError
 from gc_nc.models import build_model, embed_fn
-from gc_nc.training.finished_run import open_run
+from gc_nc.runs.finished_run import open_run
 
 _WORKDIR = flags.DEFINE_string(
     "benchmark_run", None, "A finished run of a VGG-13.", allow_override=True

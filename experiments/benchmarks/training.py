@@ -32,7 +32,7 @@ from gc_nc.data.datasets import ImageSplit
 from gc_nc.data.device_batches import Augmentation, channel_normalization
 from gc_nc.errors import InputError
 from gc_nc.models import build_model
-from gc_nc.training.configuration import default_config
+from gc_nc.runs.configuration import default_config
 from gc_nc.training.evaluation import monitor_complexity
 from gc_nc.training.penalties import GCPenalty
 from gc_nc.training.step import init_state, train_step

@@ -12,7 +12,7 @@ with lower target NC and better few-shot accuracy, at a scale that fits two core
 
 from ml_collections import ConfigDict
 
-from gc_nc.training.configuration import default_config
+from gc_nc.runs.configuration import default_config
 
 
 def get_config() -> ConfigDict:

@@ -10,7 +10,7 @@ without TensorFlow, then train:
 
 from ml_collections import ConfigDict
 
-from gc_nc.training.configuration import default_config
+from gc_nc.runs.configuration import default_config
 
 
 def get_config() -> ConfigDict:

@@ -12,7 +12,7 @@ schedule and length are ours: the paper's are not public. Not run by us yet.
 
 from ml_collections import ConfigDict
 
-from gc_nc.training.configuration import default_config
+from gc_nc.runs.configuration import default_config
 
 
 def get_config() -> ConfigDict:

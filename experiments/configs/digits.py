@@ -14,8 +14,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from gc_nc.runs.configuration import default_config
 from gc_nc.sweeps import grid
-from gc_nc.training.configuration import default_config
 
 
 def get_config() -> ConfigDict:

@@ -12,7 +12,7 @@ with better few-shot accuracy, at a scale that fits two cores. DATA is an NPZ fi
 
 from ml_collections import ConfigDict
 
-from gc_nc.training.configuration import default_config
+from gc_nc.runs.configuration import default_config
 
 
 def get_config() -> ConfigDict:

@@ -11,15 +11,13 @@ from gc_nc.data.datasets import ImageDataset, make_dataset
 from gc_nc.data.published_splits import PUBLISHED_SPLITS
 from gc_nc.data.streamed_images import StreamedImages, concatenate_images, take_images
 from gc_nc.errors import InputError
+from gc_nc.random_streams import stream_generator
 
 #: What `ClassSplit.kind` may be.
 CLASS_SPLITS = ("all", *PUBLISHED_SPLITS, "from_file", "names", "random")
 
 #: The parts of a split that are never trained on.
 HELD_PARTS = ("val", "target")
-
-# Of the streams of random numbers that a seed gives.
-_CLASSES, _HOLDOUT = 0x5C, 0x40
 
 
 class ClassSplit(NamedTuple):
@@ -154,7 +152,7 @@ def hold_out(
                 " needed"
             )
         count = min(max(round(share * len(rows)), 1), len(rows) - 1)
-        rng = np.random.default_rng([seed, _HOLDOUT, int(label)])
+        rng = stream_generator(seed, "held-out images of a class", int(label))
         held[rng.permutation(rows)[:count]] = True
     return np.flatnonzero(~held), np.flatnonzero(held)
 
@@ -200,7 +198,7 @@ def _random_parts(dataset: ImageDataset, split: ClassSplit) -> dict[str, list[in
             f"config.data.classes.counts={split.counts} are {sum(split.counts)} classes and"
             f" {dataset.name} has {dataset.num_classes}; lower them"
         )
-    rng = np.random.default_rng([split.seed, _CLASSES])
+    rng = stream_generator(split.seed, "random class split")
     order, start, parts = rng.permutation(dataset.num_classes), 0, {}
     for part, count in wanted.items():
         parts[part] = sorted(int(label) for label in order[start : start + count])

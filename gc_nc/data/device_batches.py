@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from gc_nc.array_types import Array
 from gc_nc.data.streamed_images import StreamedImages
 from gc_nc.errors import InputError
+from gc_nc.random_streams import stream_generator
 
 
 class Normalization(NamedTuple):
@@ -113,7 +114,9 @@ class ExampleOrder:
         self._permutation = lru_cache(maxsize=3)(self._draw_permutation)
 
     def _draw_permutation(self, epoch: int) -> Int[np.ndarray, "N"]:
-        return np.random.default_rng([self._seed, epoch]).permutation(self._num_examples)
+        return stream_generator(self._seed, "order of an epoch", epoch).permutation(
+            self._num_examples
+        )
 
     def locate(self, step: int) -> tuple[Int[jax.Array, "M"], int]:
         """The (device-resident) order and the offset at which the batch of this step starts."""

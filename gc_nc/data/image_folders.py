@@ -1,6 +1,5 @@
 """A folder of images a class, as mini-ImageNet comes; decoded once and cached, or streamed."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -29,6 +28,7 @@ from gc_nc.data.folder_listing import (
 from gc_nc.data.image_files import read_square
 from gc_nc.data.streamed_images import StreamedImages
 from gc_nc.errors import InputError
+from gc_nc.files import replacing
 
 # Of how files become pixels: another number makes caches anew.
 _READING = 2
@@ -227,13 +227,8 @@ def _read_cache(path: Path, fingerprint: str, shape: tuple[int, ...]) -> np.ndar
 
 
 def _write_cache(path: Path, fingerprint: str, images: np.ndarray) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, images=images, fingerprint=fingerprint)
-        os.replace(temporary, path)
     except OSError as error:
         logging.warning("%s was not written (%s): images are resized at every start", path, error)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

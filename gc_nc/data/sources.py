@@ -1,7 +1,6 @@
 """Where images come from: digits (embedded), TFDS directories, IDX, image folders, NPZ files."""
 
 import difflib
-import os
 import re
 import sys
 import zipfile
@@ -17,6 +16,7 @@ from gc_nc.data.folder_census import FolderCensus
 from gc_nc.data.idx import find_idx_files, read_idx
 from gc_nc.data.image_folders import read_image_folder
 from gc_nc.data.streamed_images import StreamedImages, take_images
+from gc_nc.devices import free_device_memory, free_main_memory
 from gc_nc.errors import InputError
 
 # Images and labels may take this share of the memory that is free where they live; the rest is for
@@ -113,19 +113,7 @@ def _memory_limit(memory_limit_gib: float | None) -> tuple[float, str]:
 
 def memory_limit() -> float:
     """Bytes that a set's images may take by default, on the device and in main memory."""
-    return _RESIDENT_SHARE * min(free_device_memory(), _free_main_memory())
-
-
-def free_device_memory() -> int:
-    """Bytes that are free where arrays live by default: on the accelerator, or in main memory."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    return _free_main_memory()
-
-
-def _free_main_memory() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return _RESIDENT_SHARE * min(free_device_memory(), free_main_memory())
 
 
 def _load_digits(name, path, num_classes, check_fits) -> ImageDataset:

@@ -5,9 +5,10 @@ import numpy as np
 from gc_nc.data.class_splits import HELD_PARTS, TransferDataset
 from gc_nc.data.streamed_images import take_images
 from gc_nc.errors import InputError
+from gc_nc.random_streams import stream_generator
 
-# Streams of the seed apart from each other.
-_STREAMS = {"train": 0, "test": 1, **{part: 2 + i for i, part in enumerate(HELD_PARTS)}}
+# Their order numbers the random streams.
+_PARTS = ("train", "test", *HELD_PARTS)
 
 
 def limit_images_per_class(
@@ -56,7 +57,9 @@ def _limited(split, class_names, key, name, per_class, seed):
             f"config.data.{key}_images_per_class={per_class}, but class {class_names[smallest]!r}"
             f" has {counts[smallest]} {name} images; set it to at most {counts[smallest]}"
         )
-    order = np.random.default_rng([seed, _STREAMS[name]]).permutation(len(split.labels))
+    order = stream_generator(seed, "images of a split", _PARTS.index(name)).permutation(
+        len(split.labels)
+    )
     # The rank of each image among those of its class, in that random order.
     shuffled = split.labels[order]
     by_class = np.argsort(shuffled, kind="stable")

@@ -3,16 +3,9 @@
 import math
 import statistics
 
-from gc_nc.reproduction.checkpoint_measurements import measure_checkpoints
+from gc_nc.drawing import COLORS, new_panels, save, set_logarithmic
+from gc_nc.measurement.checkpoint_measurements import measure_checkpoints
 from gc_nc.reproduction.claims import counted_finding
-from gc_nc.reproduction.drawing import (
-    COLORS,
-    Scatter,
-    draw_scatters,
-    draw_seeds,
-    new_panels,
-    save,
-)
 from gc_nc.reproduction.figure_result import (
     Context,
     FigureResult,
@@ -20,8 +13,8 @@ from gc_nc.reproduction.figure_result import (
     require_runs,
     settings_table,
 )
+from gc_nc.reproduction.panels import Scatter, draw_scatters, draw_seeds
 from gc_nc.reproduction.run_table import Run, setting_name
-from gc_nc.transfer.transfer_figures import set_logarithmic
 
 _MOST_STEPS = 5
 _GC_EXAMPLES, _GC_PROBES = 256, 2

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gc_nc.errors import InputError
-from gc_nc.reproduction.claims import UNDECIDED, Finding, rank_finding, rank_test
+from gc_nc.rank_statistics import rank_test
+from gc_nc.reproduction.claims import UNDECIDED, Finding, rank_finding
 from gc_nc.reproduction.run_table import Row, Run, Sweep, setting_name
-from gc_nc.training.finished_run import FinishedRun
+from gc_nc.runs.finished_run import FinishedRun
 
 
 class Context(NamedTuple):

@@ -1,9 +1,9 @@
 """Figures that the paper does not have: flatness against GC and NC, and GC layer by layer."""
 
+from gc_nc.measurement.checkpoint_measurements import measure_flatness, measure_layers
+from gc_nc.rank_statistics import ALPHA
 from gc_nc.reproduction.bound_figures import grouped
-from gc_nc.reproduction.checkpoint_measurements import measure_flatness, measure_layers
-from gc_nc.reproduction.claims import ALPHA, FAILS, HOLDS, UNDECIDED, Finding, counted_finding
-from gc_nc.reproduction.drawing import Column, Scatter, draw_rows, draw_scatters
+from gc_nc.reproduction.claims import FAILS, HOLDS, UNDECIDED, Finding, counted_finding
 from gc_nc.reproduction.figure_result import (
     CLAIMED,
     Context,
@@ -12,6 +12,7 @@ from gc_nc.reproduction.figure_result import (
     require_runs,
     settings_table,
 )
+from gc_nc.reproduction.panels import Column, Scatter, draw_rows, draw_scatters
 from gc_nc.reproduction.run_table import Run
 
 _FLATNESS = (

@@ -19,30 +19,28 @@ from ml_collections import ConfigDict
 
 from gc_nc import metrics
 from gc_nc.data.class_splits import ClassImages, TransferDataset
-from gc_nc.reproduction.checkpoint_measurements import (
+from gc_nc.files import read_json_object, to_json, write_atomically
+from gc_nc.measurement import transfer_evaluation, transfer_results
+from gc_nc.measurement.checkpoint_measurements import (
     chosen_steps,
     measure_checkpoints,
     measure_flatness,
 )
-from gc_nc.sweeps.members import Member
-from gc_nc.sweeps.sweep_directory import is_done, log_path, run_path
-from gc_nc.sweeps.sweep_status import start_line
-from gc_nc.training import loop
-from gc_nc.training.checkpoints import StorageError
-from gc_nc.training.configuration import flatten
-from gc_nc.training.finished_run import FinishedRun, add_measurements, open_run, read_measurements
-from gc_nc.training.run_directory import (
+from gc_nc.measurement.transfer_evaluation import FINE_TUNING, SPLITS, Protocol
+from gc_nc.runs import loop
+from gc_nc.runs.checkpoints import StorageError
+from gc_nc.runs.configuration import flatten
+from gc_nc.runs.finished_run import FinishedRun, add_measurements, open_run, read_measurements
+from gc_nc.runs.run_directory import (
     RunInUseError,
     check_same_config,
     git_revision,
     hold_run,
-    read_json_object,
     read_records,
-    to_json,
-    write_atomically,
 )
-from gc_nc.transfer import run_evaluation, transfer_results
-from gc_nc.transfer.run_evaluation import FINE_TUNING, SPLITS, Protocol
+from gc_nc.sweeps.members import Member
+from gc_nc.sweeps.sweep_directory import is_done, log_path, run_path
+from gc_nc.sweeps.sweep_status import start_line
 
 _MOST_WAYS = 5
 _DIRECTIONAL = "train/directional_cdnv"
@@ -234,7 +232,7 @@ def _directional_cdnv(run: FinishedRun, step: int) -> float:
     """Mean over ordered pairs of source classes, over all training images."""
     train, num_classes = run.dataset.train, run.dataset.num_classes
     images = ClassImages(train.images, train.labels, run.dataset.class_names)
-    embeddings = run_evaluation.embed_images(run, run.variables(step), images)
+    embeddings = transfer_evaluation.embed_images(run, run.variables(step), images)
     return float(_mean_directional_cdnv(embeddings, train.labels, num_classes))
 
 
@@ -266,8 +264,8 @@ def _measure_transfer(
             any(want.items() <= result.items() for result in stored["results"]) for want in wanted
         ):
             continue
-        tasks = tasks or run_evaluation.sample_tasks(run, protocol, sizes)
-        run_evaluation.evaluate_checkpoint(
+        tasks = tasks or transfer_evaluation.sample_tasks(run, protocol, sizes)
+        transfer_evaluation.evaluate_checkpoint(
             run,
             step,
             protocol,

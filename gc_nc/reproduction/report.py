@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from gc_nc.errors import InputError
-from gc_nc.reproduction.claims import ALPHA, FAILS, HOLDS, UNDECIDED
-from gc_nc.training.run_directory import read_json_object, write_atomically
+from gc_nc.files import read_json_object, write_atomically
+from gc_nc.rank_statistics import ALPHA
+from gc_nc.reproduction.claims import FAILS, HOLDS, UNDECIDED
 
 #: Symbol and CSS class of each verdict: it must be told without colour.
 _VERDICTS = {HOLDS: ("✓", "holds"), FAILS: ("✗", "fails"), UNDECIDED: ("?", "undecided")}

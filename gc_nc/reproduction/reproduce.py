@@ -15,25 +15,19 @@ from ml_collections import ConfigDict
 
 from gc_nc.data.class_splits import TransferDataset
 from gc_nc.errors import InputError
+from gc_nc.files import read_json_object, to_json, write_atomically
 from gc_nc.reproduction.catalogue import Figure
 from gc_nc.reproduction.figure_result import Context, FigureResult
 from gc_nc.reproduction.run_table import Sweep, collect
+from gc_nc.runs import loop
+from gc_nc.runs.checkpoints import StorageError
+from gc_nc.runs.configuration import default_config
+from gc_nc.runs.finished_run import FinishedRun, open_run
+from gc_nc.runs.run_data import load_run_data
+from gc_nc.runs.run_directory import RunInUseError, git_revision, read_stored_config
 from gc_nc.sweeps.members import Member
 from gc_nc.sweeps.sweep_directory import is_done, log_path, open_sweep, run_path
 from gc_nc.sweeps.sweep_status import start_line
-from gc_nc.training import loop
-from gc_nc.training.checkpoints import StorageError
-from gc_nc.training.configuration import default_config
-from gc_nc.training.finished_run import FinishedRun, open_run
-from gc_nc.training.run_data import load_run_data
-from gc_nc.training.run_directory import (
-    RunInUseError,
-    git_revision,
-    read_json_object,
-    read_stored_config,
-    to_json,
-    write_atomically,
-)
 
 #: A run that did not end well: the sweep goes on, and the figure names it as missing.
 _RUN_ERRORS = (loop.DivergedError, StorageError, RunInUseError)

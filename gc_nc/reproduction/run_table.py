@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from gc_nc.files import read_json_object
+from gc_nc.runs.configuration import flatten
+from gc_nc.runs.run_directory import read_records
 from gc_nc.sweeps.members import Member
 from gc_nc.sweeps.sweep_directory import is_done, log_path, run_path
 from gc_nc.sweeps.sweep_status import error_in, last_start
-from gc_nc.training.configuration import flatten
-from gc_nc.training.run_directory import read_json_object, read_records
 
 #: What a setting is called, in the order of the paper's rows.
 SETTING_NAMES = {

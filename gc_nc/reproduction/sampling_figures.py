@@ -9,14 +9,13 @@ from scipy import stats
 
 from gc_nc import metrics
 from gc_nc.data.device_batches import normalize
+from gc_nc.drawing import COLORS, new_panels, save, set_logarithmic
 from gc_nc.models import embed_fn
+from gc_nc.random_streams import stream_key
 from gc_nc.reproduction.claims import FAILS, HOLDS, UNDECIDED, Finding, counted_finding
-from gc_nc.reproduction.drawing import COLORS, new_panels, save
 from gc_nc.reproduction.figure_result import Context, FigureResult, require_runs
 from gc_nc.training.evaluation import gc_subset, images_of, on_device
-from gc_nc.transfer.transfer_figures import set_logarithmic
 
-_STREAM = 5
 _RESAMPLES = 2000
 _TENTH = 0.1
 _WAYS = {
@@ -180,7 +179,7 @@ def _of_network(context: Context) -> str:
 
 
 def _key(trial: int):
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(0), _STREAM), trial)
+    return jax.random.fold_in(stream_key(0, "trials of sampled GC"), trial)
 
 
 def _estimate(embed, images, method: str, size: int, trial: int) -> float:

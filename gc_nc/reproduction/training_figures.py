@@ -5,7 +5,6 @@ import statistics
 from collections.abc import Sequence
 
 from gc_nc.reproduction.claims import Finding, counted_finding
-from gc_nc.reproduction.drawing import Column, Curves, draw_rows
 from gc_nc.reproduction.figure_result import (
     Context,
     FigureResult,
@@ -14,6 +13,7 @@ from gc_nc.reproduction.figure_result import (
     setting_claims,
     settings_table,
 )
+from gc_nc.reproduction.panels import Column, Curves, draw_rows
 from gc_nc.reproduction.run_table import Run, only
 
 _GC, _GEOMETRIC, _NC = (

@@ -1,8 +1,9 @@
 """The figure of transfer: source GC, target NC and few-shot accuracy, setting by setting."""
 
-from gc_nc.reproduction.checkpoint_measurements import chosen_steps
+from gc_nc.measurement import transfer_evaluation, transfer_results
+from gc_nc.measurement.checkpoint_measurements import chosen_steps
+from gc_nc.measurement.transfer_evaluation import Protocol
 from gc_nc.reproduction.claims import Finding
-from gc_nc.reproduction.drawing import Column, draw_rows
 from gc_nc.reproduction.figure_result import (
     Context,
     FigureResult,
@@ -11,9 +12,8 @@ from gc_nc.reproduction.figure_result import (
     setting_claims,
     settings_table,
 )
+from gc_nc.reproduction.panels import Column, draw_rows
 from gc_nc.reproduction.run_table import Run
-from gc_nc.transfer import run_evaluation, transfer_results
-from gc_nc.transfer.run_evaluation import Protocol
 
 _NUM_SHOTS, _MOST_WAYS = 5, 5
 _GC, _NC, _ACCURACY = "source_gc", "target_nc", "accuracy"
@@ -113,8 +113,8 @@ def _transfer(context: Context, run: Run) -> dict[int, dict[str, float]]:
             context.report(f"transfer of {run.workdir.name} at step {step}")
             if opened is None:
                 opened = context.open_run(run.workdir)
-                tasks = run_evaluation.sample_tasks(opened, protocol, [(ways, _NUM_SHOTS)])
-            source, results = run_evaluation.evaluate_checkpoint(
+                tasks = transfer_evaluation.sample_tasks(opened, protocol, [(ways, _NUM_SHOTS)])
+            source, results = transfer_evaluation.evaluate_checkpoint(
                 opened,
                 step,
                 protocol,

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gc_nc.errors import InputError
+from gc_nc.runs.run_directory import EXIT_IN_USE
+from gc_nc.runs.signals import STOP_SIGNALS, noting_signals
 from gc_nc.sweeps.members import Member
 from gc_nc.sweeps.sweep_directory import in_use, is_done, log_path
 from gc_nc.sweeps.sweep_status import (
@@ -21,8 +23,6 @@ from gc_nc.sweeps.sweep_status import (
     last_start,
     start_line,
 )
-from gc_nc.training.run_directory import EXIT_IN_USE
-from gc_nc.training.signals import STOP_SIGNALS, noting_signals
 
 _POLL_SECONDS = 0.1
 # Between looks at runs that other processes are at, and between starts of such a run where the lock

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gc_nc.errors import InputError
-from gc_nc.training.configuration import check_config, default_config, flatten
+from gc_nc.runs.configuration import check_config, default_config, flatten
 
 # Of a folder's name, which most file systems limit to 255 bytes.
 _MAX_NAME = 150

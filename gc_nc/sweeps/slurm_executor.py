@@ -15,14 +15,20 @@ from typing import Any
 import jax
 
 from gc_nc.errors import InputError
+from gc_nc.files import read_json_object, to_json, write_atomically
+from gc_nc.runs import loop
+from gc_nc.runs.checkpoints import StorageError
+from gc_nc.runs.finished_run import read_config
+from gc_nc.runs.run_directory import RunInUseError
+from gc_nc.runs.signals import Interrupted, noting_signals
 from gc_nc.sweeps.members import Member
 from gc_nc.sweeps.sweep_directory import (
     config_path,
     in_use,
     is_done,
-    locked,
     log_path,
     run_path,
+    sweep_lock,
 )
 from gc_nc.sweeps.sweep_status import (
     Outcome,
@@ -32,16 +38,6 @@ from gc_nc.sweeps.sweep_status import (
     last_start,
     start_line,
 )
-from gc_nc.training import loop
-from gc_nc.training.checkpoints import StorageError
-from gc_nc.training.finished_run import read_config
-from gc_nc.training.run_directory import (
-    RunInUseError,
-    read_json_object,
-    to_json,
-    write_atomically,
-)
-from gc_nc.training.signals import Interrupted, noting_signals
 
 # How long before its end a job is told, to save: so much, or a quarter of a short job's time.
 _SIGNAL_SECONDS = 120
@@ -232,7 +228,7 @@ def _submit(
     listing = workdir / "slurm" / "jobs.json"
     listing.parent.mkdir(exist_ok=True)
     # Another sweep in the same directory does not submit them too.
-    with locked(workdir):
+    with sweep_lock(workdir):
         jobs = read_json_object(listing) if listing.exists() else {}
         alive = _job_states()
         if alive is None:

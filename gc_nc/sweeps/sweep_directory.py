@@ -1,21 +1,20 @@
 """The files of a sweep: sweep.json, and a run directory, a config and a log for each member."""
 
 import contextlib
-import fcntl
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+import filelock
+
 from gc_nc.errors import InputError
-from gc_nc.sweeps.members import Member
-from gc_nc.training.run_directory import (
+from gc_nc.files import locked, read_json_object, to_json, write_atomically
+from gc_nc.runs.run_directory import (
     LOCK,
     check_run_directory,
     check_same_config,
-    read_json_object,
     read_stored_config,
-    to_json,
-    write_atomically,
 )
+from gc_nc.sweeps.members import Member
 
 
 def run_path(workdir: Path, name: str) -> Path:
@@ -40,16 +39,17 @@ def is_done(workdir: Path, name: str) -> bool:
 
 def in_use(workdir: Path, name: str) -> bool:
     """Whether a process is at a member's run, by the run's lock."""
+    lock = run_path(workdir, name) / LOCK
+    if not lock.exists():
+        return False
     try:
-        with (run_path(workdir, name) / LOCK).open() as file:
-            # Shared: two sweeps that look at once are not in each other's way.
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+        # Two sweeps that look at once are in each other's way for a moment.
+        with locked(lock, timeout=0.2):
+            return False
+    except filelock.Timeout:
         return True
     except OSError:
-        # There is no such run yet, or the file system has no locks.
         return False
-    return False
 
 
 def open_sweep(workdir: Path, members: Sequence[Member]) -> None:
@@ -75,7 +75,7 @@ def open_sweep(workdir: Path, members: Sequence[Member]) -> None:
         for member in members:
             check_run_directory(run_path(workdir, member.name), member.config)
         workdir.mkdir(parents=True, exist_ok=True)
-        with locked(workdir):
+        with sweep_lock(workdir):
             for member in members:
                 # Of a sweep that is under way with members that have not begun.
                 path = config_path(workdir, member.name)
@@ -95,11 +95,6 @@ def open_sweep(workdir: Path, members: Sequence[Member]) -> None:
         raise InputError(f"workdir {workdir} cannot be used ({error}); choose another") from error
 
 
-@contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
+def sweep_lock(workdir: Path) -> contextlib.AbstractContextManager[None]:
     """Keeps other sweeps in the same directory waiting."""
-    with (workdir / ".sweep.lock").open("w") as file:
-        # Some network file systems have no locks; two sweeps there had better not start at once.
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return locked(workdir / ".sweep.lock")

@@ -1,1 +1,1 @@
-"""Training runs: configuration, steps, evaluation, checkpoints, logs and the loop over them."""
+"""Training as pure functions: one step, the GC penalty, and evaluation."""

@@ -17,8 +17,9 @@ from gc_nc.data.datasets import ImageSplit
 from gc_nc.data.device_batches import Normalization, normalize
 from gc_nc.data.streamed_images import StreamedImages
 from gc_nc.data.streaming import PaddedBatch, stream_in_order
+from gc_nc.devices import Placement
 from gc_nc.models import embed_fn
-from gc_nc.training.placement import Placement
+from gc_nc.random_streams import stream_generator
 from gc_nc.training.step import cross_entropy
 
 # Differentiated at a time.
@@ -35,7 +36,7 @@ class EvaluationSums(NamedTuple):
 
 def gc_subset(seed: int, num_examples: int, subset_size: int) -> np.ndarray:
     """The examples on which GC is measured: a sorted random subset, a function of the seed."""
-    rng = np.random.default_rng([seed, 0x6C])
+    rng = stream_generator(seed, "examples for GC")
     return np.sort(rng.permutation(num_examples)[:subset_size]).astype(np.int32)
 
 

@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from gc_nc.data.datasets import ImageSplit
 from gc_nc.data.device_batches import Augmentation, Normalization, augment, normalize
+from gc_nc.devices import Placement
 from gc_nc.training.penalties import GCPenalty
-from gc_nc.training.placement import Placement
 
 
 @flax.struct.dataclass

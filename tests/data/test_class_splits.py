@@ -9,8 +9,8 @@ from gc_nc.data.official_archives import Archive, Split
 from gc_nc.data.published_splits import PUBLISHED_SPLITS
 from gc_nc.data.tfds_writer import write_dataset
 from gc_nc.errors import InputError
-from gc_nc.training.configuration import check_config, default_config
-from gc_nc.training.run_data import load_run_data
+from gc_nc.runs.configuration import check_config, default_config
+from gc_nc.runs.run_data import load_run_data
 
 NAMES = ("cat", "dog", "fox", "hen", "owl", "pig", "rat")
 

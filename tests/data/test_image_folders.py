@@ -10,8 +10,8 @@ from gc_nc.data.image_folders import read_image_folder
 from gc_nc.data.published_splits import PUBLISHED_SPLITS
 from gc_nc.data.sources import load_dataset
 from gc_nc.errors import InputError
-from gc_nc.training.configuration import default_config
-from gc_nc.training.run_data import load_run_data
+from gc_nc.runs.configuration import default_config
+from gc_nc.runs.run_data import load_run_data
 
 
 def write_image(path, value, size=(10, 7), mode="RGB"):

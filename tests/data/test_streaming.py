@@ -20,8 +20,8 @@ from gc_nc.data.streamed_images import StreamedImages
 from gc_nc.data.streaming import stream_batches, stream_in_order
 from gc_nc.data.tfds_writer import write_dataset
 from gc_nc.errors import InputError
-from gc_nc.training.configuration import default_config
-from gc_nc.training.run_data import load_run_data
+from gc_nc.runs.configuration import default_config
+from gc_nc.runs.run_data import load_run_data
 
 CLASSES = 10
 

@@ -9,7 +9,7 @@ from gc_nc.data.datasets import make_dataset
 from gc_nc.data.streamed_images import StreamedImages
 from gc_nc.data.subsets import limit_images_per_class
 from gc_nc.errors import InputError
-from gc_nc.training.run_data import load_run_data
+from gc_nc.runs.run_data import load_run_data
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 # its own that has made the slow imports already.
 _SERVER = """
 import json, os, runpy, sys, warnings
-import gc_nc.training.loop, ml_collections.config_flags, tensorflow_datasets
+import gc_nc.runs.loop, ml_collections.config_flags, tensorflow_datasets
 # JAX warns of any fork; no backend has started here.
 warnings.filterwarnings("ignore", "os.fork")
 for line in sys.stdin:

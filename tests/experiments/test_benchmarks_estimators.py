@@ -7,7 +7,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments.benchmarks import estimators
-from gc_nc.training import loop
+from gc_nc.runs import loop
 
 
 @pytest.mark.slow

@@ -11,9 +11,9 @@ from sklearn.neighbors import NearestCentroid
 from experiments import measure
 from gc_nc.data.device_batches import normalize
 from gc_nc.errors import InputError
-from gc_nc.training import loop
-from gc_nc.training.finished_run import open_run
-from gc_nc.training.run_directory import read_records
+from gc_nc.runs import loop
+from gc_nc.runs.finished_run import open_run
+from gc_nc.runs.run_directory import read_records
 
 
 @pytest.fixture(autouse=True)

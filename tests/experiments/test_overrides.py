@@ -15,7 +15,7 @@ from ml_collections import config_flags
 
 from experiments import launcher
 from gc_nc.errors import InputError
-from gc_nc.training.configuration import check_config, default_config, flatten, key_types
+from gc_nc.runs.configuration import check_config, default_config, flatten, key_types
 
 DEFAULTS = flatten(default_config())
 KEYS = list(DEFAULTS)

@@ -39,7 +39,7 @@ def test_2_kills(tmp_path):
 
 @pytest.mark.slow
 def test_the_comparison_can_fail(tiny_run):
-    from gc_nc.training import loop
+    from gc_nc.runs import loop
 
     config, workdir = tiny_run
     same, other = workdir.with_name("same"), workdir.with_name("other")

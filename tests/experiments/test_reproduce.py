@@ -20,9 +20,9 @@ from gc_nc.reproduction.figure_result import Context
 from gc_nc.reproduction.report import write_report
 from gc_nc.reproduction.run_table import SETTING_NAMES, Run, Sweep, _row, collect
 from gc_nc.reproduction.training_figures import setting_figure, terminal_phase_figure
+from gc_nc.runs import loop
 from gc_nc.sweeps.members import make_members, read_sweep
 from gc_nc.sweeps.sweep_directory import run_path
-from gc_nc.training import loop
 
 CONFIGS = Path("experiments/configs/figures")
 SCALES = {(figure.sweep, s) for figure in FIGURES.values() for s in figure.cost}

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from experiments import launcher, measure, transfer
 from gc_nc.reproduction import reproduce
 from gc_nc.reproduction.catalogue import FIGURES
+from gc_nc.runs import loop
+from gc_nc.runs.configuration import default_config
 from gc_nc.sweeps.members import make_members, read_sweep
-from gc_nc.training import loop
-from gc_nc.training.configuration import default_config
 from tests.sweeps.config_file import CONFIG
 
 ROOT = Path(__file__).parents[2]

@@ -152,7 +152,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny_run):
 def test_configs_are_valid(name):
     import importlib
 
-    from gc_nc.training.configuration import check_config, default_config, flatten
+    from gc_nc.runs.configuration import check_config, default_config, flatten
 
     config = importlib.import_module(f"experiments.configs.{name}").get_config()
     check_config(config)

@@ -7,15 +7,8 @@ import pytest
 from scipy import stats
 
 from gc_nc.errors import InputError
-from gc_nc.reproduction.claims import (
-    FAILS,
-    HOLDS,
-    UNDECIDED,
-    RankTest,
-    counted_finding,
-    rank_finding,
-    rank_test,
-)
+from gc_nc.rank_statistics import RankTest, rank_test
+from gc_nc.reproduction.claims import FAILS, HOLDS, UNDECIDED, counted_finding, rank_finding
 
 # Four settings, three runs each, y falling with x.
 X = np.repeat([1.0, 2.0, 4.0, 8.0], 3)

@@ -9,11 +9,11 @@ from absl.testing import flagsaver
 from experiments import reproduce as command_line
 from gc_nc.errors import InputError
 from gc_nc.reproduction import member_rows, reproduce
+from gc_nc.runs import loop
+from gc_nc.runs.configuration import default_config
+from gc_nc.runs.run_directory import RunInUseError, hold_run
 from gc_nc.sweeps.members import make_members
 from gc_nc.sweeps.sweep_directory import open_sweep, run_path
-from gc_nc.training import loop
-from gc_nc.training.configuration import default_config
-from gc_nc.training.run_directory import RunInUseError, hold_run
 
 NAMES = ["seed=0", "seed=1", "seed=2"]
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gc_nc.reproduction.checkpoint_measurements import some_steps
-from gc_nc.reproduction.drawing import Column, Scatter, draw_rows, draw_scatters
+from gc_nc.measurement.checkpoint_measurements import some_steps
+from gc_nc.reproduction.panels import Column, Scatter, draw_rows, draw_scatters
 from gc_nc.reproduction.run_table import Row, Run
 
 

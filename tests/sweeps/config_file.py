@@ -2,7 +2,7 @@
 
 CONFIG = """
 from gc_nc.sweeps import grid
-from gc_nc.training.configuration import default_config
+from gc_nc.runs.configuration import default_config
 
 def get_config():
     config = default_config()

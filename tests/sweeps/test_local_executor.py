@@ -9,12 +9,12 @@ import time
 import pytest
 
 from gc_nc.errors import InputError
+from gc_nc.runs.configuration import default_config
 from gc_nc.sweeps import grid, local_executor
 from gc_nc.sweeps.local_executor import Slot, make_slots, run_locally
 from gc_nc.sweeps.members import make_members
 from gc_nc.sweeps.sweep_directory import config_path, log_path, open_sweep, run_path
 from gc_nc.sweeps.sweep_status import Outcome, State
-from gc_nc.training.configuration import default_config
 
 FINISH = "echo {} > $RUN/results.json"
 

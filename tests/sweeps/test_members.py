@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from gc_nc.errors import InputError
+from gc_nc.runs.configuration import default_config
 from gc_nc.sweeps import grid, one_at_a_time
 from gc_nc.sweeps.members import make_members, read_sweep
-from gc_nc.training.configuration import default_config
 
 
 def names(sweep, **arguments):

@@ -8,12 +8,12 @@ import sys
 import pytest
 
 from gc_nc.errors import InputError
+from gc_nc.runs.configuration import default_config
 from gc_nc.sweeps import grid, slurm_executor
 from gc_nc.sweeps.members import make_members
 from gc_nc.sweeps.slurm_executor import SlurmOptions, run_on_slurm
 from gc_nc.sweeps.sweep_directory import log_path, open_sweep, run_path
 from gc_nc.sweeps.sweep_status import Outcome, State, start_line
-from gc_nc.training.configuration import default_config
 
 pytest.importorskip("submitit")
 

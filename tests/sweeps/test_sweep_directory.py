@@ -5,11 +5,11 @@ import json
 import pytest
 
 from gc_nc.errors import InputError
+from gc_nc.runs.configuration import default_config
+from gc_nc.runs.finished_run import read_config
 from gc_nc.sweeps import grid
 from gc_nc.sweeps.members import make_members
 from gc_nc.sweeps.sweep_directory import config_path, open_sweep
-from gc_nc.training.configuration import default_config
-from gc_nc.training.finished_run import read_config
 
 
 def members(base=None, **values):

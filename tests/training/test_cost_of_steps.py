@@ -12,12 +12,13 @@ from gc_nc import metrics
 from gc_nc.data.datasets import ImageSplit
 from gc_nc.data.device_batches import Augmentation, identity_normalization, normalize
 from gc_nc.models import MLP, VGG, build_model, embed_fn
-from gc_nc.training import evaluation, loop, run_directory, run_setup
-from gc_nc.training.checkpoints import Checkpoints
-from gc_nc.training.configuration import default_config
-from gc_nc.training.finished_run import open_run
+from gc_nc.runs import loop, run_directory, run_setup
+from gc_nc.runs.checkpoints import Checkpoints
+from gc_nc.runs.configuration import default_config
+from gc_nc.runs.finished_run import open_run
+from gc_nc.runs.progress import Progress
+from gc_nc.training import evaluation
 from gc_nc.training.penalties import GCPenalty
-from gc_nc.training.progress import Progress
 from gc_nc.training.step import init_state, make_optimizer, train_step
 from tests.rounding import assert_same_numbers
 

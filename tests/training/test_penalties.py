@@ -14,7 +14,7 @@ from gc_nc import metrics
 from gc_nc.data.datasets import ImageSplit
 from gc_nc.data.device_batches import Augmentation, Normalization, normalize
 from gc_nc.models import MLP, VGG, Embedder, layers
-from gc_nc.training.configuration import default_config
+from gc_nc.runs.configuration import default_config
 from gc_nc.training.penalties import (
     MAX_EXACT_DIM,
     PENALTY_METHODS,

@@ -11,7 +11,7 @@ import pytest
 from gc_nc.data.datasets import ImageSplit
 from gc_nc.data.device_batches import Augmentation, Normalization
 from gc_nc.models import MLP
-from gc_nc.training.configuration import default_config
+from gc_nc.runs.configuration import default_config
 from gc_nc.training.step import (
     init_state,
     l2_penalty,

@@ -14,8 +14,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.configs.figures.scales import check_scale, smoke_config, smoke_sweep
+from gc_nc.runs.configuration import default_config
 from gc_nc.sweeps import one_at_a_time
-from gc_nc.training.configuration import default_config
 
 _SCALES = ("paper", "smoke")
 

@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.configs.figures.scales import check_scale, smoke_config
-from gc_nc.training.configuration import default_config
+from gc_nc.runs.configuration import default_config
 
 _SCALES = ("paper", "small", "smoke")
 

@@ -5,8 +5,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gc_nc.errors import InputError
+from gc_nc.runs.configuration import default_config
 from gc_nc.sweeps import one_at_a_time
-from gc_nc.training.configuration import default_config
 
 SCALES = ("paper", "small", "demo", "smoke")
 

@@ -1,0 +1,162 @@
+"""Devices and their memory, and where a run's arrays live: on one device or on a mesh of all.
+
+Data parallelism: the batch is divided among the devices and everything else is on each of them.
+One program says what is computed for the whole batch and XLA divides it, so that BatchNorm's
+statistics, gradients and metrics are those of the whole batch whatever the number of devices.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+from gc_nc.errors import InputError
+
+
+class Placement:
+    """Devices of a run; hashable, so that it is a static argument."""
+
+    def __init__(self, devices: Sequence[jax.Device]):
+        """`devices`: of all processes, in the same order in each."""
+        self._devices = tuple(devices)
+        if len(devices) == 1:
+            # The one program of a run without a mesh, not a mesh of one: nothing is paid for it.
+            self.replicated: Sharding = jax.sharding.SingleDeviceSharding(devices[0])
+        else:
+            self._mesh = Mesh(np.array(devices), ("batch",))
+            self.replicated = NamedSharding(self._mesh, PartitionSpec())
+            self._divided = NamedSharding(self._mesh, PartitionSpec("batch"))
+
+    def __eq__(self, other: object) -> bool:
+        """Of the same devices."""
+        return isinstance(other, Placement) and self._devices == other._devices
+
+    def __hash__(self) -> int:
+        """Of the devices."""
+        return hash(self._devices)
+
+    @property
+    def num_devices(self) -> int:
+        """Of all processes."""
+        return len(self._devices)
+
+    @property
+    def jit_options(self) -> dict[str, Any]:
+        """Of jax.jit, for a program whose results every device shall have."""
+        return {} if self.num_devices == 1 else {"out_shardings": self.replicated}
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Checks that the devices can divide a batch.
+
+        Raises:
+          InputError: they cannot; names the sizes nearest to it that they can.
+        """
+        count = self.num_devices
+        if batch_size % count:
+            below, above = batch_size // count * count, -(-batch_size // count) * count
+            sizes = f"{below} or {above}" if below else f"{above}"
+            raise InputError(
+                f"config.batch_size={batch_size} cannot be divided among {count} devices; set it to"
+                f" {sizes}, or set --num_devices"
+            )
+
+    def replicate(self, tree: Any) -> Any:
+        """Host arrays, the same in all processes, on every device."""
+        if self.num_devices == 1:
+            return jax.device_put(tree, self._devices[0])
+        return jax.tree.map(self._replicate_array, tree)
+
+    def _replicate_array(self, array: Any) -> jax.Array:
+        host = np.asarray(array)
+        return jax.make_array_from_callback(host.shape, self.replicated, lambda index: host[index])
+
+    def divide_batch(self, tree: Any) -> Any:
+        """Host arrays (B / processes, ...), the rows of each process, as arrays (B, ...)."""
+        if self.num_devices == 1:
+            return jax.device_put(tree, self._devices[0])
+        return jax.tree.map(
+            lambda rows: jax.make_array_from_process_local_data(self._divided, rows), tree
+        )
+
+    def process_rows(self, batch_size: int) -> slice | None:
+        """The rows of a batch that this process loads for `divide_batch`; None for all."""
+        count = jax.process_count()
+        if count == 1:
+            return None
+        size = batch_size // count
+        return slice(jax.process_index() * size, (jax.process_index() + 1) * size)
+
+    def constrain_batch(self, tree: Any) -> Any:
+        """In a program: divides arrays (B, ...) among the devices, if these divide B."""
+        if self.num_devices == 1:
+            return tree
+        return jax.tree.map(
+            lambda rows: (
+                rows
+                if rows.shape[0] % self.num_devices
+                else jax.lax.with_sharding_constraint(rows, self._divided)
+            ),
+            tree,
+        )
+
+    def constrain_replicated(self, tree: Any) -> Any:
+        """In a program: has every device hold the arrays."""
+        if self.num_devices == 1:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, self.replicated)
+
+    def divide_embedding(self, embed_fn: jax.tree_util.Partial) -> jax.tree_util.Partial:
+        """`embed_fn` of gc_nc.models with its inputs divided among the devices."""
+        if self.num_devices == 1:
+            return embed_fn
+        ids = tuple(device.id for device in self._devices)
+        return jax.tree_util.Partial(_DividedEmbedder(embed_fn.func, ids), *embed_fn.args)
+
+
+@dataclasses.dataclass(frozen=True)
+class _DividedEmbedder:
+    """Equal by value, so that the metrics compile it once: hence ids for devices."""
+
+    embedder: Callable
+    device_ids: tuple[int, ...]
+
+    def __call__(self, variables, images):
+        by_id = {device.id: device for device in jax.devices()}
+        placement = Placement([by_id[number] for number in self.device_ids])
+        return self.embedder(variables, placement.constrain_batch(images))
+
+
+def is_main_process() -> bool:
+    """Whether this process writes the logs."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Returns once every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def largest_of_all(value: int) -> int:
+    """The largest of the processes' values; all of them must ask at the same place."""
+    if jax.process_count() == 1:
+        return value
+    return int(np.max(multihost_utils.process_allgather(np.int32(value))))
+
+
+def free_device_memory() -> int:
+    """Bytes that are free where arrays live by default: on the accelerator, or in main memory."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    return free_main_memory()
+
+
+def free_main_memory() -> int:
+    """Bytes of main memory that are free."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

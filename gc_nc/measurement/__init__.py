@@ -1,0 +1,1 @@
+"""What is measured of finished runs: metrics at checkpoints, transfer, and their pictures."""

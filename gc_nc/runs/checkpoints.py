@@ -1,0 +1,246 @@
+"""Orbax checkpoints of the training state."""
+
+import contextlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint.checkpoint_managers import PreservationPolicy
+
+from gc_nc.errors import InputError
+from gc_nc.devices import is_main_process, wait_for_all
+from gc_nc.training.step import TrainState
+
+#: Below a run's directory: checkpoints that could not be read, moved out of the way.
+UNREADABLE = "unreadable_checkpoints"
+
+
+class StorageError(RuntimeError):
+    """Something could not be written; what was written before is whole."""
+
+
+class Restored(NamedTuple):
+    """A state and where it comes from.
+
+    Attributes:
+      state: of the newest checkpoint that can be read; None if there is none.
+      step: of it.
+      unreadable: a line for each newer checkpoint, which was moved to `UNREADABLE`.
+
+    Where there are checkpoints and none can be read, nothing is moved.
+    """
+
+    state: TrainState | None
+    step: int | None
+    unreadable: tuple[str, ...]
+
+
+class _NewestAndBest(PreservationPolicy):
+    """Orbax's own policy of the best can drop the newest one."""
+
+    def __init__(self, num_newest: int):
+        self._num_newest = num_newest
+        self.best_step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        del context
+        first = len(checkpoints) - self._num_newest
+        return [i >= first or c.step == self.best_step for i, c in enumerate(checkpoints)]
+
+
+class Checkpoints:
+    """Saves and restores states below one directory; a context manager that waits for its writes.
+
+    Saving goes on in the background. Leaving the context waits for it and raises what went wrong,
+    since a process that exits right after an asynchronous save loses it. A checkpoint appears under
+    its step by a rename once it is whole. All processes of a run call the same methods.
+    """
+
+    def __init__(self, directory: Path, *, keep: int):
+        """Opens the directory, which is made if it is missing; `keep` of the newest are kept."""
+        self._directory = directory.absolute()
+        self._policy = _NewestAndBest(keep)
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            # Named, so that the shapes in a checkpoint can be read without restoring it.
+            item_handlers=ocp.StandardCheckpointHandler(),
+            options=ocp.CheckpointManagerOptions(preservation_policy=self._policy, create=True),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        """Waits for the last save.
+
+        Raises:
+          StorageError: it failed.
+        """
+        failures = []
+        # Closing waits too, and fails again.
+        for end in (self._manager.wait_until_finished, self._manager.close):
+            try:
+                end()
+            except Exception as failure:
+                failures.append(failure)
+        if failures:
+            raise self._storage_error(failures[0]) from failures[0]
+
+    def steps(self) -> tuple[int, ...]:
+        """Of the checkpoints there are, ascending; the last save may still be under way."""
+        return tuple(sorted(int(step) for step in self._manager.all_steps()))
+
+    def latest_step(self) -> int | None:
+        """The newest of them."""
+        return self._manager.latest_step()
+
+    def keep_best(self, step: int | None) -> None:
+        """Keeps the checkpoint of this step until another one is named."""
+        self._policy.best_step = step
+
+    def save(self, state: TrainState) -> None:
+        """Saves the state under its step, unless it is there.
+
+        Raises:
+          StorageError: it was not accepted, or the save before it failed.
+        """
+        step = int(state.step)
+        if step == self._manager.latest_step():
+            return
+        try:
+            # Orbax answers a step below the latest with False and no checkpoint.
+            accepted = self._manager.save(step, args=ocp.args.StandardSave(state))
+        except Exception as failure:
+            raise self._storage_error(failure) from failure
+        if not accepted:
+            raise StorageError(
+                f"the checkpoint of step {step} was not saved: {self._directory} holds step"
+                f" {self._manager.latest_step()}"
+            )
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state saved at a step, in the structure and placement of `like`."""
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        return self._manager.restore(step, args=ocp.args.StandardRestore(target))
+
+    def restore_newest(self, like: TrainState) -> Restored:
+        """The newest state that can be read, in the structure and placement of `like`.
+
+        A crash of the machine, not only of the process, may leave a checkpoint without some of its
+        content. Such a one is moved out of the way, for its step will be saved again.
+
+        Raises:
+          InputError: a checkpoint is of another network or optimizer.
+          StorageError: none can be read, or the file system refuses to read one now.
+        """
+        unreadable: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            try:
+                with _quiet_library():
+                    self._check_structure(step, like)
+                    state = self.restore(step, like)
+                if int(state.step) != step:
+                    raise ValueError(f"it holds step {int(state.step)}")
+            except (InputError, jax.errors.JaxRuntimeError):
+                # The latter is of a device without memory, say: no fault of the checkpoint.
+                raise
+            except Exception as error:
+                if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                    raise StorageError(
+                        f"the checkpoint of step {step} in {self._directory} cannot be read now"
+                        f" ({_first_line(error)}); try again"
+                    ) from error
+                unreadable[step] = _first_line(error)
+                continue
+            lines = tuple(
+                f"the checkpoint of step {other} cannot be read ({why}); moved to"
+                f" {self._set_aside(other)}"
+                for other, why in unreadable.items()
+            )
+            return Restored(state, step, lines)
+        if unreadable:
+            faults = "; ".join(f"step {step}: {why}" for step, why in unreadable.items())
+            raise StorageError(
+                f"no checkpoint in {self._directory} can be read ({faults}); move that folder away"
+                " to start again from step 0"
+            )
+        return Restored(None, None, ())
+
+    def _check_structure(self, step: int, like: TrainState) -> None:
+        """Before restoring: Orbax's own message runs over pages and leaves work undone behind."""
+        stored = self._manager.item_metadata(step)
+        if not jax.tree.leaves(stored):
+            raise ValueError("it is empty")
+        if differing := differing_shapes(stored, like, exactly=True):
+            raise InputError(
+                f"the checkpoint of step {step} in {self._directory} is of another network or"
+                f" optimizer: {differing[0]}; use the version of gc_nc that made it, or another"
+                " workdir"
+            )
+
+    def _set_aside(self, step: int) -> Path:
+        shelf = self._directory.parent / UNREADABLE
+        taken = len(list(shelf.glob(f"{step}*"))) if shelf.is_dir() else 0
+        place = shelf / (f"{step}.{taken}" if taken else f"{step}")
+        if is_main_process():
+            shelf.mkdir(exist_ok=True)
+            os.replace(self._directory / str(step), place)
+        wait_for_all(f"unreadable checkpoint {step}")
+        self._manager.reload()
+        return place
+
+    def _storage_error(self, failure: Exception) -> StorageError:
+        # A save under way has another name.
+        steps = [int(path.name) for path in self._directory.iterdir() if path.name.isdecimal()]
+        good = f"from step {max(steps)}" if steps else "from the start"
+        return StorageError(
+            f"a checkpoint could not be written to {self._directory} ({_first_line(failure)}); free"
+            f" some space: the same command goes on {good}"
+        )
+
+
+def differing_shapes(stored: Any, like: Any, *, exactly: bool = False) -> list[str]:
+    """A line for each array that a checkpoint lacks, or has in another shape.
+
+    Args:
+      stored: Orbax's metadata of the checkpoint.
+      like: a tree of arrays or shapes.
+      exactly: whether arrays of the checkpoint that `like` lacks count too.
+    """
+    there = {leaf.name: tuple(leaf.shape) for leaf in jax.tree.leaves(stored)}
+    needed = {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(like)
+    }
+    names = sorted(there.keys() | needed.keys()) if exactly else needed
+    return [
+        f"{name} has shape {there.get(name, 'none')} there and {needed.get(name, 'none')} by the"
+        " config"
+        for name in names
+        if there.get(name) != needed.get(name)
+    ]
+
+
+@contextlib.contextmanager
+def _quiet_library():
+    """Orbax and TensorStore print pages about what one line of ours says."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _first_line(error: Exception) -> str:
+    # TensorStore says it at the end of a line of many paths.
+    if system := re.search(r"([A-Z][\w -]+) \[os_error_code=", str(error)):
+        return system.group(1)
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= 200 else f"{lines[0][:200]}..."

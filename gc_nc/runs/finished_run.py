@@ -1,0 +1,241 @@
+"""A run's directory opened for measuring: its network, data and checkpoints, none of them changed.
+
+"Finished" is any run that left a checkpoint, an interrupted one too.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from ml_collections import ConfigDict
+
+from gc_nc.data.class_splits import HELD_PARTS, ClassImages, TransferDataset
+from gc_nc.data.datasets import ImageDataset
+from gc_nc.data.device_batches import Normalization
+from gc_nc.errors import InputError
+from gc_nc.models import build_model
+from gc_nc.runs.checkpoints import differing_shapes
+from gc_nc.runs.configuration import check_config, default_config, flatten
+from gc_nc.runs.run_data import load_run_data
+from gc_nc.files import locked, read_json_object, to_json, write_atomically
+from gc_nc.runs.run_directory import read_data_facts
+from gc_nc.runs.run_identity import check_same_data
+from gc_nc.training.step import init_state, make_optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """What a run left behind.
+
+    Attributes:
+      workdir: its directory.
+      config: as it ran; data.data_dir may be another.
+      model: gives (logits, embedding).
+      dataset: on the host.
+      normalization: of the pixels, as the network was trained with it.
+      steps: that have a checkpoint, ascending.
+      held_classes: images of classes it was not trained on, by "val" and "target"; may be empty.
+    """
+
+    workdir: Path
+    config: ConfigDict
+    model: nn.Module
+    dataset: ImageDataset
+    normalization: Normalization
+    steps: tuple[int, ...]
+    held_classes: dict[str, ClassImages]
+
+    def select_steps(self, step: str) -> tuple[int, ...]:
+        """The steps that "latest", "all" or a number mean.
+
+        Raises:
+          InputError: another word, or a step without a checkpoint.
+        """
+        if step == "all":
+            return self.steps
+        if step == "latest":
+            return self.steps[-1:]
+        try:
+            number = int(step)
+        except ValueError:
+            raise InputError(f"step={step!r} must be latest, all or a number") from None
+        self._check_step(number)
+        return (number,)
+
+    def variables(self, step: int) -> dict[str, Any]:
+        """Parameters and running statistics of a checkpoint.
+
+        Raises:
+          InputError: there is none of this step, or it cannot be read.
+        """
+        self._check_step(step)
+        shapes = self._state_shapes()
+        placement = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement), shapes
+        )
+        try:
+            with _open_checkpoints(self.workdir) as manager:
+                self._check_shapes(step, manager, shapes)
+                state = manager.restore(step, args=ocp.args.StandardRestore(like))
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise InputError(
+                f"the checkpoint of step {step} in {self.workdir} cannot be read ({error})"
+            ) from error
+        return state.variables
+
+    def check_checkpoint(self, step: int) -> None:
+        """Raises InputError where `variables` would for lack of the step or for another shape."""
+        self._check_step(step)
+        with _open_checkpoints(self.workdir) as manager:
+            self._check_shapes(step, manager, self._state_shapes())
+
+    def _state_shapes(self):
+        image_shape = self.dataset.train.images.shape[1:]
+        optimizer = make_optimizer(self.config)
+        return jax.eval_shape(lambda: init_state(0, self.model, optimizer, image_shape))
+
+    def _check_shapes(self, step: int, manager: ocp.CheckpointManager, state) -> None:
+        """Before restoring: Orbax's own message runs over pages and leaves work undone behind."""
+        try:
+            stored = manager.item_metadata(step)
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise InputError(
+                f"the checkpoint of step {step} in {self.workdir} cannot be read ({error})"
+            ) from error
+        if differing := differing_shapes(stored, state.variables):
+            more = f" and {len(differing) - 1} more differ" if len(differing) > 1 else ""
+            raise InputError(
+                f"the checkpoint of step {step} in {self.workdir} is of another network:"
+                f" {differing[0]}{more}; restore its config.json"
+            )
+
+    def _check_step(self, step: int) -> None:
+        if step not in self.steps:
+            there = ", ".join(map(str, self.steps))
+            raise InputError(f"{self.workdir} has no checkpoint of step {step}; it has {there}")
+
+
+def open_run(
+    workdir: Path,
+    data_dir: str | None = None,
+    *,
+    datasets: dict[str, TransferDataset] | None = None,
+) -> FinishedRun:
+    """Opens the directory of a run that left a checkpoint; writes nothing.
+
+    Args:
+      workdir: of the run.
+      data_dir: where its data are now; default where they were.
+      datasets: of runs opened before, so that runs on the same data share them; gains this one.
+
+    Raises:
+      InputError: no such folder, no run or no checkpoint in it, files that cannot be read, or data
+        that are not those of the run.
+    """
+    if not workdir.is_dir():
+        raise InputError(f"workdir {workdir} is no folder; name the folder of a trained run")
+    if not (workdir / "config.json").exists():
+        raise InputError(f"workdir {workdir} holds no run (no config.json)")
+    steps = _checkpoint_steps(workdir)
+    if not steps:
+        raise InputError(f"workdir {workdir} has no checkpoint yet; let experiments.train go on")
+    config = read_config(workdir / "config.json")
+    with config.unlocked():
+        if data_dir is not None:
+            config.data.data_dir = data_dir
+    facts, normalization = read_data_facts(workdir / "metadata.json")
+    key = json.dumps(config.data.to_dict(), sort_keys=True)
+    data = datasets.get(key) if datasets is not None else None
+    if data is None:
+        data = load_run_data(config)
+    data = check_same_data(workdir, facts, data, "name the right ones with --data_dir")
+    if datasets is not None:
+        datasets[key] = data
+    dataset = data.source
+    model = build_model(
+        config.model.name,
+        dataset.num_classes,
+        width=config.model.width,
+        batch_norm=config.model.batch_norm,
+    )
+    held = {part: getattr(data, part) for part in HELD_PARTS if getattr(data, part) is not None}
+    return FinishedRun(workdir, config, model, dataset, normalization, steps, held)
+
+
+def read_measurements(workdir: Path) -> dict[str, dict[str, float]]:
+    """measurements.json, {step: {"split/metric": value}}; {} where nothing was measured yet.
+
+    Raises:
+      InputError: it cannot be read, or nothing can be written beside it.
+    """
+    if not os.access(workdir, os.W_OK | os.X_OK):
+        raise InputError(f"workdir {workdir} cannot be written to, and the results go there")
+    path = workdir / "measurements.json"
+    measurements = read_json_object(path) if path.exists() else {}
+    for step, values in measurements.items():
+        if not step.isdecimal() or not isinstance(values, dict):
+            raise InputError(f"{path} holds {step!r}, which is no step; move the file away")
+    return measurements
+
+
+def add_measurements(workdir: Path, step: int, values: dict[str, float]) -> Path:
+    """Merges values of a step into measurements.json, whose other values stay; returns its path."""
+    path = workdir / "measurements.json"
+    # Several commands may measure the run at once.
+    with locked(workdir / ".measurements.lock"):
+        measurements = read_measurements(workdir)
+        measurements[str(step)] = dict(sorted((measurements.get(str(step), {}) | values).items()))
+        ordered = {name: measurements[name] for name in sorted(measurements, key=int)}
+        write_atomically(path, to_json(ordered))
+    return path
+
+
+def _open_checkpoints(workdir: Path) -> ocp.CheckpointManager:
+    # Read-only: it must neither make the folder nor clear away what an interrupted save left.
+    # Orbax warns about this every time, although it is what was asked for.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        return ocp.CheckpointManager(
+            (workdir / "checkpoints").absolute(),
+            # Named, so that the shapes in a checkpoint can be read without restoring it.
+            item_handlers=ocp.StandardCheckpointHandler(),
+            options=ocp.CheckpointManagerOptions(read_only=True, create=False),
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _checkpoint_steps(workdir: Path) -> tuple[int, ...]:
+    if not (workdir / "checkpoints").is_dir():
+        return ()
+    with _open_checkpoints(workdir) as manager:
+        return tuple(sorted(int(step) for step in manager.all_steps()))
+
+
+def read_config(path: Path) -> ConfigDict:
+    """The config in a config.json.
+
+    Keys that came after it have their defaults, which do what was done before.
+
+    Raises:
+      InputError: it cannot be read, or has what this version does not know or allow.
+    """
+    stored, config = read_json_object(path), default_config()
+    for key in sorted(flatten(stored).keys() - flatten(config).keys()):
+        raise InputError(
+            f"{path} has a key unknown here: {key}; use the version of gc_nc that made it"
+        )
+    try:
+        config.update(stored)
+    except (TypeError, ValueError, KeyError) as error:
+        raise InputError(f"{path} does not fit this version of gc_nc ({error})") from error
+    check_config(config)
+    return config

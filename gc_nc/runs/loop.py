@@ -1,0 +1,360 @@
+"""A run from its configuration to its results, which goes on where it was stopped."""
+
+import contextlib
+import errno
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from gc_nc.random_streams import stream_key
+from gc_nc.data.streaming import stream_batches
+from gc_nc.errors import InputError
+from gc_nc.files import to_json, write_atomically
+from gc_nc.runs import run_directory
+from gc_nc.runs.checkpoints import Checkpoints, StorageError
+from gc_nc.runs.configuration import check_config
+from gc_nc.runs.decisions import Decisions
+from gc_nc.training.evaluation import evaluate_split, gc_subset, on_device
+from gc_nc.training.penalties import penalty_weight
+from gc_nc.devices import Placement, is_main_process, largest_of_all, wait_for_all
+from gc_nc.runs.progress import Progress
+from gc_nc.runs.run_data import load_run_data
+from gc_nc.runs.run_figure import draw_run
+from gc_nc.runs.run_setup import RunSetup
+from gc_nc.runs.signals import Interrupted, noting_signals
+from gc_nc.training.step import TrainState
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer finite."""
+
+
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    find_devices: Callable[[], Sequence[jax.Device]] = lambda: jax.local_devices()[:1],
+) -> dict[str, Any]:
+    """Runs a configuration in its directory, from the start or from where it was stopped.
+
+    A finished run is left as it is. Where processes were joined by `jax.distributed` all of them
+    call this, with the devices of all.
+
+    Args:
+      config: of the run.
+      workdir: its directory; all processes see the same.
+      find_devices: gives the devices that divide each batch, once what can be checked without
+        them is; default the first one of this process. A run may resume on another number of
+        devices than it began on.
+
+    Returns:
+      results.json: step, stopped_by and the metrics of the last evaluation.
+
+    Raises:
+      InputError: bad configuration, data, devices or directory, before anything is written.
+      RunInUseError: another process is at this run.
+      Interrupted: by one of `STOP_SIGNALS`; the state is saved.
+      DivergedError: the loss became infinite or NaN.
+      StorageError: something could not be written, as on a full disk, or read.
+    """
+    check_config(config)
+    run_directory.check_run_directory(workdir, config)
+    if (results := run_directory.read_results(workdir)) is not None:
+        return results
+    placement = Placement(find_devices())
+    placement.check_batch_size(config.batch_size)
+    setup = RunSetup(config, workdir, load_run_data(config, workdir), placement)
+    with run_directory.hold_run(workdir):
+        # Another process may have begun or ended the run meanwhile.
+        run_directory.check_run_directory(workdir, config)
+        if (results := run_directory.read_results(workdir)) is not None:
+            return results
+        try:
+            if is_main_process():
+                run_directory.create_run_directory(workdir, config, setup.data_facts())
+            wait_for_all("the run's directory is there")
+            results = _Run(setup, workdir).until_done()
+            if is_main_process():
+                # Last: it is what marks the run as finished.
+                text = to_json(results)
+                write_atomically(workdir / "results.json", text)
+            wait_for_all("the run is finished")
+        except OSError as error:
+            if error.errno not in _STORAGE_ERRORS:
+                raise
+            raise StorageError(
+                f"workdir {workdir} could not be written to ({error}); free some space: the same"
+                " command goes on from the last checkpoint"
+            ) from error
+    return results
+
+
+_STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
+
+# How often the processes of a run ask each other whether one was told to stop, in steps: each time
+# they wait for one another.
+_AGREE_EVERY = 10
+
+
+class _Run:
+    """A run that goes on: its state's place in the directory, its records and decisions."""
+
+    def __init__(self, setup: RunSetup, workdir: Path):
+        self._setup = setup
+        self._config = setup.config
+        self._placement = setup.placement
+        self._workdir = workdir
+
+    def until_done(self) -> dict[str, Any]:
+        config = self._config
+        placement = self._placement
+        state = self._setup.initial_state()
+        # Sorted: their order numbers the keys of the probes.
+        self._splits = {
+            name: on_device(split, placement) for name, split in sorted(self._setup.splits.items())
+        }
+        keys = jax.jit(partial(_run_keys, config.seed), **placement.jit_options)()
+        self._augment_key, self._probe_key, self._penalty_key, self._monitor_key = keys
+        self._programs = self._setup.compile()
+        split = self._setup.splits["train"]
+        # By the same seed a part of the evaluation's examples, and as random.
+        num_watched = min(config.monitor.examples, config.evaluation.gc_examples)
+        watched = gc_subset(config.seed, len(split.labels), num_watched)
+        self._watched_images = placement.replicate(split.images[watched])
+        with contextlib.ExitStack() as stack:
+            self._checkpoints = stack.enter_context(
+                Checkpoints(self._workdir / "checkpoints", keep=config.checkpoint.keep)
+            )
+            restored = self._checkpoints.restore_newest(state)
+            state = state if restored.state is None else restored.state
+            resume_step = restored.step
+            self._progress = Progress(resume_step or 0, config.num_steps)
+            stack.callback(self._progress.close)
+            if self._setup.streamed:
+                self._progress.say("images are read while they are used (config.data.streaming)")
+            for line in restored.unreadable:
+                self._progress.say(line)
+            if resume_step is not None:
+                self._progress.say(f"going on from the checkpoint of step {resume_step}")
+            elif run_directory.read_records(self._workdir):
+                self._progress.say("no checkpoint to go on from: starting again from step 0")
+            self._log = run_directory.MetricLog(self._workdir, resume_step)
+            stack.callback(self._log.close)
+            self._received = stack.enter_context(noting_signals(self._progress.say))
+            self._decisions = Decisions(config, len(self._setup.dataset.train.labels))
+            self._located = None
+            step = resume_step or 0
+            evaluations = _evaluations(self._log.records)
+            for record in evaluations:
+                self._note_evaluation(record)
+            evaluated = bool(evaluations) and evaluations[-1]["step"] == step
+            if self._evaluation_is_due(step) and not evaluated:
+                self._evaluate(state, step)
+            # Compiled before the steps whose speed is logged.
+            _all_finite(_trained(state))
+            if 0 < config.monitor.every_steps < config.num_steps:
+                self._watch(state, step)
+            self._batches = stack.enter_context(self._stream_from(step))
+            self._take_steps(state, step)
+        return self._finish()
+
+    def _stream_from(self, step: int) -> contextlib.AbstractContextManager:
+        """A context of the batches from a step on; of None for a set that is on the device."""
+        if not self._setup.streamed:
+            return contextlib.nullcontext()
+        size, steps = self._config.batch_size, self._config.num_steps
+        rows = self._placement.process_rows(size)
+        split = self._setup.splits["train"]
+        return contextlib.closing(stream_batches(split, self._setup.order, step, steps, rows=rows))
+
+    def _take_steps(self, state: TrainState, step: int) -> None:
+        config = self._config
+        # The record of a step whose metrics are still on the device: fetching them right away would
+        # keep the device waiting for the host.
+        pending = None
+        started, counted_from = time.perf_counter(), step
+        while not self._decisions.stopped_by:
+            with self._saving_if_unreadable(state, step, pending):
+                state, batch = self._step(state, step)
+            step += 1
+            self._progress.advance()
+            if pending is not None:
+                self._log_record(*pending)
+                pending = None
+            record = {}
+            # An evaluation measures the same on more examples.
+            if _due(config.monitor.every_steps, step) and not self._evaluation_is_due(step):
+                record |= self._watch(state, step)
+            if _due(config.log_every_steps, step):
+                elapsed = time.perf_counter() - started
+                record |= {f"batch/{name}": value for name, value in batch.items()}
+                record["steps_per_sec"] = (step - counted_from) / elapsed
+            if record:
+                pending = (step, record)
+            evaluate = self._evaluation_is_due(step)
+            save = _due(config.checkpoint.every_steps, step)
+            signalled = self._signal(step)
+            if not (evaluate or save or signalled):
+                continue
+            if pending is not None:
+                self._log_record(*pending)
+                pending = None
+            self._check_finite(step, batch["total_loss"])
+            # The state after the step may be broken although the loss before it was finite.
+            self._check_state(step, state)
+            if evaluate:
+                with self._saving_if_unreadable(state, step):
+                    save |= self._evaluate(state, step)
+                # Asked again: a signal may have come during the evaluation.
+                signalled = signalled or self._signal(step, ask_now=True)
+            if save or signalled or self._decisions.stopped_by:
+                self._log.sync()
+                self._checkpoints.save(state)
+            if signalled and not self._decisions.stopped_by:
+                raise Interrupted(signalled, step)
+            # Steps per second are of training alone.
+            started, counted_from = time.perf_counter(), step
+
+    def _step(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, jax.Array]]:
+        if self._batches is not None:
+            batch = self._placement.divide_batch(next(self._batches))
+            arguments = state, batch, self._augment_key
+        else:
+            order, offset = self._setup.order.locate(step)
+            if order is not self._located:
+                self._located, self._placed_order = order, self._placement.replicate(order)
+            arguments = state, self._splits["train"], self._placed_order, offset, self._augment_key
+        weight = penalty_weight(self._config, step)
+        if weight:
+            return self._programs.penalised_step(*arguments, self._penalty_key, np.float32(weight))
+        return self._programs.plain_step(*arguments)
+
+    @contextlib.contextmanager
+    def _saving_if_unreadable(self, state: TrainState, step: int, pending: tuple | None = None):
+        """Saves the state where an image that is streamed cannot be read."""
+        try:
+            yield
+        except InputError as error:
+            if jax.process_count() > 1:
+                # The others do not know of it, and saving takes all.
+                raise StorageError(str(error)) from error
+            if pending is not None:
+                self._log_record(*pending)
+            self._check_state(step, state)
+            self._log.sync()
+            self._checkpoints.save(state)
+            raise StorageError(f"{error}; the same command goes on from step {step}") from error
+
+    def _signal(self, step: int, *, ask_now: bool = False) -> int:
+        """The signal that one of the run's processes got, or 0; all hear of it at the same step."""
+        if jax.process_count() > 1 and not (ask_now or step % _AGREE_EVERY == 0):
+            return 0
+        return largest_of_all(self._received[0] if self._received else 0)
+
+    def _watch(self, state: TrainState, step: int) -> dict[str, jax.Array]:
+        key = jax.random.fold_in(self._monitor_key, step)
+        return self._programs.monitor(state.variables, self._watched_images, key)
+
+    def _evaluation_is_due(self, step: int) -> bool:
+        return step in (0, self._config.num_steps) or _due(
+            self._config.evaluation.every_steps, step
+        )
+
+    def _evaluate(self, state: TrainState, step: int) -> bool:
+        """Evaluates; whether that was the best so far."""
+        config = self._config.evaluation
+        values = {}
+        for i, (split, arrays) in enumerate(self._splits.items()):
+            key = jax.random.fold_in(jax.random.fold_in(self._probe_key, step), i)
+            measured = evaluate_split(
+                self._setup.measured_model,
+                state.variables,
+                arrays,
+                self._setup.normalization,
+                self._setup.subsets[split],
+                key,
+                num_classes=self._setup.dataset.num_classes,
+                batch_size=config.batch_size,
+                gc_probes=config.gc_probes,
+                placement=self._placement,
+            )
+            values |= {f"{split}/{name}": value for name, value in measured.items()}
+        self._log.write(step, values)
+        self._progress.evaluation(step, values)
+        return self._note_evaluation({"step": step, **values})
+
+    def _note_evaluation(self, record: dict[str, Any]) -> bool:
+        best = self._decisions.note(record)
+        if best:
+            self._checkpoints.keep_best(record["step"])
+        return best
+
+    def _log_record(self, step: int, record: dict[str, SupportsFloat]) -> None:
+        fetched = {name: float(value) for name, value in jax.device_get(record).items()}
+        self._check_finite(step, fetched.get("batch/total_loss", 0.0))
+        self._log.write(step, fetched)
+
+    def _check_finite(self, step: int, total_loss: SupportsFloat) -> None:
+        if self._config.on_divergence == "stop" and not math.isfinite(total_loss):
+            self._stop_diverged(f"the loss is {float(total_loss)} at step {step}")
+
+    def _check_state(self, step: int, state: TrainState) -> None:
+        if self._config.on_divergence == "stop" and not _all_finite(_trained(state)):
+            self._stop_diverged(f"the state became infinite or NaN in step {step}")
+
+    def _stop_diverged(self, what: str) -> None:
+        saved = self._checkpoints.latest_step()
+        causes = "config.optimizer.learning_rate"
+        if self._setup.penalised:
+            causes += " or config.gc_penalty.weight"
+        raise DivergedError(
+            f"{what} (last good checkpoint: {'none' if saved is None else f'step {saved}'}); in a"
+            f" new workdir, lower {causes} or set config.on_divergence to 'continue'"
+        )
+
+    def _finish(self) -> dict[str, Any]:
+        config, setup = self._config, self._setup
+        if is_main_process():
+            draw_run(
+                _evaluations(self._log.records),
+                self._workdir / "figures" / "run.png",
+                title=f"{config.model.name} (width {config.model.width:g}) on {setup.dataset.name}",
+                subtitle=(
+                    f"GC of the embedding on {len(setup.subsets['train'])} fixed training and"
+                    f" {len(setup.subsets['test'])} test images, in model-input units"
+                ),
+            )
+        last = dict(_evaluations(self._log.records)[-1])
+        return {"step": last.pop("step"), "stopped_by": self._decisions.stopped_by, "metrics": last}
+
+
+def _evaluations(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [record for record in records if "train/accuracy" in record]
+
+
+def _due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _run_keys(seed: int) -> tuple[jax.Array, ...]:
+    return tuple(
+        stream_key(seed, name)
+        for name in ("augmentation", "evaluation probes", "penalty probes", "monitor probes")
+    )
+
+
+def _trained(state: TrainState) -> tuple:
+    return state.params, state.batch_stats, state.opt_state
+
+
+@jax.jit
+def _all_finite(tree) -> jax.Array:
+    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(leaves))

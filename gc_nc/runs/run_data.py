@@ -1,0 +1,87 @@
+"""The data of a run from its configuration."""
+
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from gc_nc.data.class_splits import (
+    HELD_PARTS,
+    ClassSplit,
+    TransferDataset,
+    divide_by_class,
+    needed_classes,
+)
+from gc_nc.data.sources import STREAMED_SOURCES, load_dataset, memory_limit
+from gc_nc.data.subsets import limit_images_per_class
+from gc_nc.devices import largest_of_all
+from gc_nc.files import read_json_object
+
+
+def load_run_data(config: ConfigDict, workdir: Path | None = None) -> TransferDataset:
+    """Loads config.data, divides it by class and takes the images of each that are asked for.
+
+    `source` is what the network is trained on. Where only some images of a set are used, only those
+    are read.
+
+    Args:
+      config: checked.
+      workdir: of a run that may have begun; one that streamed its images goes on so.
+
+    Raises:
+      InputError: as `load_dataset`, `divide_by_class` and `limit_images_per_class`.
+    """
+    data, classes = config.data, config.data.classes
+    streaming, limit = data.streaming, data.memory_limit_gib
+    if streaming is None and workdir is not None and (workdir / "metadata.json").exists():
+        facts = read_json_object(workdir / "metadata.json").get("data", {})
+        streaming = True if facts.get("streamed") else None
+    if limit is None and jax.process_count() > 1:
+        # All or none of the processes stream: they run one program.
+        limit = -largest_of_all(-int(memory_limit() // 2**20)) / 2**10
+    split = ClassSplit(
+        classes.split,
+        tuple(classes.source),
+        tuple(classes.val),
+        tuple(classes.target),
+        tuple(classes.counts),
+        classes.seed,
+        classes.images_per_class,
+        data.holdout,
+    )
+    limits = {
+        "train": data.train_images_per_class,
+        "test": data.test_images_per_class,
+        "held": data.held_images_per_class,
+    }
+    # Of a set that is used in part, only that part is read.
+    in_part = any(limit is not None for limit in limits.values())
+    read_part = in_part and streaming is None and data.source in STREAMED_SOURCES
+    dataset = load_dataset(
+        data.source,
+        data.name,
+        data.data_dir,
+        num_classes=data.num_classes,
+        memory_limit_gib=limit,
+        streaming=True if read_part else streaming,
+        image_size=data.image_size,
+        classes=needed_classes(split),
+        images_per_class=classes.images_per_class,
+        holdout=data.holdout,
+        holdout_seed=classes.seed,
+    )
+    divided = limit_images_per_class(divide_by_class(dataset, split), **limits, seed=classes.seed)
+    return _in_memory(divided, limit) if read_part else divided
+
+
+def _in_memory(divided: TransferDataset, limit_gib: float | None) -> TransferDataset:
+    """Reads the streamed images, unless all of them take more than is allowed."""
+    source = divided.source
+    held = {part: getattr(divided, part) for part in HELD_PARTS if getattr(divided, part)}
+    parts = {"train": source.train, "test": source.test, **held}
+    limit = memory_limit() if limit_gib is None else limit_gib * 2**30
+    if sum(part.images.nbytes for part in parts.values()) > limit:
+        return divided
+    read = {name: part._replace(images=part.images[:]) for name, part in parts.items()}
+    source = source._replace(train=read["train"], test=read["test"])
+    return divided._replace(source=source, **{part: read[part] for part in held})

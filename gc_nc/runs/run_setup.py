@@ -1,0 +1,218 @@
+"""A run before its first step: data, network, optimizer and programs from a configuration."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from gc_nc.compilation import jit_for_device
+from gc_nc.data.class_splits import TransferDataset
+from gc_nc.data.device_batches import (
+    Augmentation,
+    ExampleOrder,
+    Normalization,
+    channel_normalization,
+    identity_normalization,
+)
+from gc_nc.data.fingerprints import with_fingerprint
+from gc_nc.devices import free_device_memory
+from gc_nc.data.streamed_images import StreamedImages
+from gc_nc.errors import InputError
+from gc_nc.models import build_model
+from gc_nc.training.evaluation import gc_subset, monitor_complexity
+from gc_nc.training.penalties import make_penalty
+from gc_nc.devices import Placement
+from gc_nc.files import read_json_object
+from gc_nc.runs.run_directory import has_begun, read_data_facts
+from gc_nc.runs.run_identity import check_same_data, identifying_facts
+from gc_nc.training.step import (
+    TrainState,
+    init_state,
+    make_optimizer,
+    train_step,
+    train_step_on_batch,
+)
+
+
+class Programs(NamedTuple):
+    """What is compiled of a run.
+
+    Attributes:
+      plain_step: `train_step` of a resident split, `train_step_on_batch` of a streamed one.
+      penalised_step: the same with the run's GC penalty.
+      monitor: `monitor_complexity`.
+    """
+
+    plain_step: Callable
+    penalised_step: Callable
+    monitor: Callable
+
+
+class RunSetup:
+    """What a configuration, its data and its devices fix before the first step.
+
+    Attributes:
+      config: checked.
+      placement: of its arrays.
+      dataset: on the host.
+      splits: {"train": ..., "test": ...} of it.
+      streamed: whether its images are read while they are used.
+      normalization: of the pixels.
+      order: of the training examples.
+      measured_model: what is evaluated; it computes in float32 whatever the network trains in.
+      penalised: whether the loss has a GC penalty.
+      subsets: the examples of each split on which GC is measured.
+    """
+
+    def __init__(
+        self, config: ConfigDict, workdir: Path, divided: TransferDataset, placement: Placement
+    ):
+        """Checks what can be checked before anything is written.
+
+        Args:
+          config: checked by `check_config`.
+          workdir: of the run, which may have begun.
+          divided: its data.
+          placement: of its arrays.
+
+        Raises:
+          InputError: the data and the configuration do not fit, the network not the memory, or
+            the run was begun with other data.
+        """
+        self.config = config
+        self.placement = placement
+        self.dataset = dataset = divided.source
+        self._divided = _as_begun(divided, workdir)
+        images = dataset.train.images
+        data = config.data
+        if 2 * data.crop_padding > min(images.shape[1:3]):
+            raise InputError(
+                f"config.data.crop_padding={data.crop_padding} is more than half of the"
+                f" {images.shape[1]}x{images.shape[2]} images"
+            )
+        self.streamed = isinstance(images, StreamedImages)
+        self.normalization = self._find_normalization(images, workdir)
+        self.order = ExampleOrder(config.seed, len(images), config.batch_size)
+        self._model = build_model(
+            config.model.name,
+            dataset.num_classes,
+            width=config.model.width,
+            batch_norm=config.model.batch_norm,
+            dtype=jnp.dtype(config.model.dtype),
+        )
+        self.measured_model = self._model.clone(dtype=jnp.dtype(jnp.float32))
+        self._penalty = make_penalty(config, self._model, images.shape[1:])
+        self._optimizer = make_optimizer(config)
+        self._check_model_fits()
+        self.splits = {"train": dataset.train, "test": dataset.test}
+        self.subsets = {
+            name: gc_subset(config.seed, len(split.labels), config.evaluation.gc_examples)
+            for name, split in self.splits.items()
+        }
+
+    def _find_normalization(
+        self, images: np.ndarray | StreamedImages, workdir: Path
+    ) -> Normalization:
+        if not self.config.data.standardize:
+            return identity_normalization(images.shape[3])
+        if self.streamed and has_begun(workdir):
+            # Spares a run that goes on the reading of all images.
+            return read_data_facts(workdir / "metadata.json")[1]
+        return channel_normalization(images)
+
+    @property
+    def penalised(self) -> bool:
+        """Whether any step has a GC penalty."""
+        return self._penalty is not None
+
+    def data_facts(self) -> dict[str, Any]:
+        """What a reader of the numbers must know of the data, for metadata.json.
+
+        Raises:
+          InputError: an image that their fingerprint is taken of cannot be read.
+        """
+        self._divided = with_fingerprint(self._divided)
+        census = self.dataset.census
+        return {
+            "name": self.dataset.name,
+            **identifying_facts(self._divided),
+            "fingerprint": self._divided.fingerprint,
+            # What was read of a folder of images, and what was left out.
+            "census": census.facts() if census else None,
+            "streamed": self.streamed,
+            # The units of geometric complexity: inputs are (pixel / 255 - mean) / std.
+            "normalization": self.normalization._asdict(),
+            "gc_examples": {split: len(subset) for split, subset in self.subsets.items()},
+        }
+
+    def initial_state(self) -> TrainState:
+        """The state before the first step, where the run's arrays are."""
+        # Put there even on one device: a state that JAX may move and the next one, which it may
+        # not, would be compiled for apart.
+        return self.placement.replicate(self._new_state())
+
+    def _new_state(self) -> TrainState:
+        image_shape = self.dataset.train.images.shape[1:]
+        return init_state(self.config.seed, self._model, self._optimizer, image_shape)
+
+    def _check_model_fits(self) -> None:
+        state = jax.eval_shape(self._new_state)
+        state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        # A step holds the gradients, and the next state before it drops the last.
+        needed, free = 3 * state_bytes, free_device_memory()
+        if needed > free:
+            raise InputError(
+                f"config.model.width={self.config.model.width} makes a training state that needs"
+                f" {needed / 2**30:.3g} GiB and {free / 2**30:.3g} GiB are free; lower it"
+            )
+
+    def compile(self) -> "Programs":
+        """The programs of the run; JAX compiles each at its first call."""
+        config, placement = self.config, self.placement
+        step = train_step_on_batch
+        if not self.streamed:
+            step = partial(train_step, batch_size=config.batch_size)
+        # Never both in one program: XLA's CPU backend runs convolutions inside a conditional many
+        # times slower, so the host chooses by the step number.
+        plain, penalised = (
+            jit_for_device(
+                partial(
+                    step,
+                    model=self._model,
+                    optimizer=self._optimizer,
+                    normalization=self.normalization,
+                    augmentation=Augmentation(config.data.crop_padding, config.data.flip),
+                    l2=config.optimizer.l2,
+                    penalty=penalty,
+                    precision=config.precision,
+                    placement=placement,
+                ),
+                donate_argnames="state",
+                **placement.jit_options,
+            )
+            for penalty in (None, self._penalty)
+        )
+        monitor = jit_for_device(
+            partial(
+                monitor_complexity,
+                model=self.measured_model,
+                normalization=self.normalization,
+                num_probes=config.monitor.probes,
+                placement=placement,
+            ),
+            **placement.jit_options,
+        )
+        return Programs(plain, penalised, monitor)
+
+
+def _as_begun(data: TransferDataset, workdir: Path) -> TransferDataset:
+    """Checks that the data are those that the run of a directory was begun with, if one was."""
+    if not has_begun(workdir):
+        return data
+    stored = read_json_object(workdir / "metadata.json").get("data") or {}
+    return check_same_data(workdir, stored, data, "bring those back, or choose another workdir")

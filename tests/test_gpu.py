@@ -42,7 +42,7 @@ def test_jacobians_never_see_tf32(jit):
     embed, weights, x = small_network()
     expected = float64_norms(weights, x)
     with jax.default_matmul_precision("default"):
-        norms = partial(metrics.jacobian_norms, chunk_size=8)
+        norms = partial(metrics.squared_jacobian_norms, chunk_size=8)
         run = jax.jit(norms, static_argnums=()) if jit else norms
         assert_same_numbers(run(embed, x), expected)
         for method in metrics.ESTIMATION_METHODS:
@@ -111,11 +111,11 @@ def test_training_precision_changes_the_step_and_not_the_measurement(tiny_run):
     run = open_run(workdir.with_name("default"))
     x = jnp.asarray(run.dataset.train.images[:4] / np.float32(255))
     variables = run.variables(8)
-    on_gpu = metrics.jacobian_norms(embed_fn(run.model, variables), x)
+    on_gpu = metrics.squared_jacobian_norms(embed_fn(run.model, variables), x)
     cpu = jax.devices("cpu")[0]
     with jax.default_device(cpu):
         embed = embed_fn(run.model, jax.device_put(variables, cpu))
-        on_cpu = metrics.jacobian_norms(embed, jax.device_put(x, cpu))
+        on_cpu = metrics.squared_jacobian_norms(embed, jax.device_put(x, cpu))
     # Eight layers, of up to 9 * 128 terms, one after another.
     assert_same_numbers(on_gpu, on_cpu, num_terms=512)
 
@@ -126,7 +126,9 @@ def test_memory_follows_the_chunk_and_not_the_batch():
 
     def temporary_bytes(batch):
         x = jax.ShapeDtypeStruct((batch, 16, 16, 3), jnp.float32)
-        norms = jax.jit(lambda v, x: metrics.jacobian_norms(embed_fn(model, v), x, chunk_size=8))
+        norms = jax.jit(
+            lambda v, x: metrics.squared_jacobian_norms(embed_fn(model, v), x, chunk_size=8)
+        )
         return norms.lower(variables, x).compile().memory_analysis().temp_size_in_bytes
 
     assert temporary_bytes(128) < 1.5 * temporary_bytes(16)

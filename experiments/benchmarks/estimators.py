@@ -89,14 +89,16 @@ def _train(workdir: Path) -> Path:
 
 def _errors(embed, sample) -> dict[str, dict[int, float]]:
     """{method: {products: root mean square error of an example, relative to GC}}."""
-    exact = np.asarray(metrics.jacobian_norms(embed, sample), np.float64)
+    exact = np.asarray(metrics.squared_jacobian_norms(embed, sample), np.float64)
     dims = {"output_dims": embed(sample).shape[1], "input_dims": sample[0].size}
     errors = {}
     for method in metrics.ESTIMATION_METHODS:
 
         def estimate(m, seed, method=method):
             key = jax.random.key(seed)
-            norms = metrics.estimate_jacobian_norms(embed, sample, key, method=method, num_probes=m)
+            norms = metrics.estimate_squared_jacobian_norms(
+                embed, sample, key, method=method, num_probes=m
+            )
             return np.asarray(norms, np.float64)
 
         errors[method] = {}

@@ -3,10 +3,10 @@
     python -m experiments.benchmarks.jacobian [--benchmark_run=RUN] [--batches=8,64] [--json]
 
 On training images of a finished run of VGG-13, or of one that is first trained on images of
-CIFAR-10's shape: 64 synthetic ones learned by heart for 40 steps. Ours is `jacobian_norms` with
-`skip_inactive`; the reference is the better of a loop over rows, a VJP of the whole batch each, and
-`torch.func.vmap(jacrev)`, on the same parameters and as many threads. The values are compared
-first. The second way is timed on 8 images only, where it is slower already. 64 images take PyTorch
+CIFAR-10's shape: 64 synthetic ones learned by heart for 40 steps. Ours is
+`squared_jacobian_norms` with `skip_inactive`; the reference is the better of a loop over rows, a
+VJP of the whole batch each, and `torch.func.vmap(jacrev)`, on the same parameters and as many
+threads. The values are compared first. The second way is timed on 8 images only, where it is slower already. 64 images take PyTorch
 minutes each time on two cores. The limit is the FLOPs, as XLA counts them, of as many VJPs as units
 are active in the example that has most, over the rate of a 2048 x 2048 matmul, measured first.
 """
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     rows = []
     for batch in map(int, _BATCHES.value):
         x = images[:batch]
-        sides = {"ours": lambda x=x: metrics.jacobian_norms(embed, x, skip_inactive=True)}
+        sides = {"ours": lambda x=x: metrics.squared_jacobian_norms(embed, x, skip_inactive=True)}
         sides["rows"] = lambda x=x: _row_by_row(network, _to_torch(x))
         if batch <= 8:
             sides["vmap(jacrev)"] = lambda x=x: _vmap_jacrev(network, _to_torch(x))

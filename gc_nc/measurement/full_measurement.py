@@ -208,7 +208,7 @@ def measure_split(
         report("NC4")
 
     subset = gc_subset(subset_seed, num_examples, gc_examples)
-    norms = metrics.estimate_jacobian_norms(
+    norms = metrics.estimate_squared_jacobian_norms(
         embed_fn(model, variables),
         normalize(images_of(split, subset), normalization),
         gc_key,
@@ -247,7 +247,7 @@ def measure_split(
             collapse["neural_collapse"], num_present
         ),
         "num_classes_present": num_present,
-        "poincare_constant": metrics.poincare_constant(statistics, class_gc),
+        "poincare_constant": metrics.poincare_constant(class_gc, statistics),
         **flatness,
         "gc_examples": len(subset),
         "gc_probes": gc_probes,

@@ -37,9 +37,9 @@ from gc_nc.metrics.jacobian_estimators import (
     ESTIMATION_METHODS,
     Estimate,
     estimate_geometric_complexity,
-    estimate_jacobian_norms,
+    estimate_squared_jacobian_norms,
 )
-from gc_nc.metrics.jacobians import geometric_complexity, jacobian_norms
+from gc_nc.metrics.jacobians import geometric_complexity, squared_jacobian_norms
 from gc_nc.metrics.mixing_check import ImpureEmbeddingWarning, examples_may_mix
 from gc_nc.metrics.nearest_means import nc4, nearest_class_mean
 from gc_nc.metrics.planned_estimate import PlannedEstimate, geometric_complexity_to_error
@@ -57,7 +57,7 @@ __all__ = [
     "class_geometric_complexity",
     "directional_cdnv",
     "estimate_geometric_complexity",
-    "estimate_jacobian_norms",
+    "estimate_squared_jacobian_norms",
     "examples_may_mix",
     "geometric_collapse",
     "geometric_complexity",
@@ -66,7 +66,6 @@ __all__ = [
     "hessian_top_eigenvalue",
     "hessian_trace",
     "init_class_statistics",
-    "jacobian_norms",
     "merge_class_statistics",
     "nc1",
     "nc2",
@@ -82,5 +81,6 @@ __all__ = [
     "squared_class_distance",
     "squared_embedding_norm",
     "squared_gradient_norm",
+    "squared_jacobian_norms",
     "update_class_statistics",
 ]

@@ -64,7 +64,7 @@ def class_geometric_complexity(
     In (embedding unit / model-input unit)^2.
 
     Args:
-      norms: (B,) Jacobian norms |J(x)|_F^2, from `jacobian_norms`.
+      norms: (B,) Jacobian norms |J(x)|_F^2, from `squared_jacobian_norms`.
       labels: (B,) integers in 0..C-1.
       num_classes: C, at least 1.
       weights: (B,) not negative, 1 each by default. A row of weight 0 counts nowhere and may hold
@@ -99,7 +99,7 @@ def class_geometric_complexity(
     return with_nan(totals == 0, means)
 
 
-def poincare_constant(stats: ClassStatistics, class_gc: Shaped[Array, "C"]) -> Float[Array, ""]:
+def poincare_constant(class_gc: Shaped[Array, "C"], stats: ClassStatistics) -> Float[Array, ""]:
     """Empirical Poincare constant max_i v_i / GC_i over the classes present.
 
     In (model-input unit)^2. The smallest c with v_i <= c GC_i for every class: what this one
@@ -109,8 +109,8 @@ def poincare_constant(stats: ClassStatistics, class_gc: Shaped[Array, "C"]) -> F
     not use.
 
     Args:
-      stats: class statistics of the embeddings.
       class_gc: (C,) GC_i, from `class_geometric_complexity`; ignored for classes not in `stats`.
+      stats: class statistics of the embeddings.
 
     Returns:
       Scalar. Classes with v_i = GC_i = 0 say nothing and are left out; v_i > 0 with GC_i = 0 gives

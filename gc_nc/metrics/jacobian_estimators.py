@@ -25,7 +25,7 @@ class Estimate(NamedTuple):
     sem: Float[Array, ""]
 
 
-def estimate_jacobian_norms(
+def estimate_squared_jacobian_norms(
     embed_fn: EmbedFn,
     inputs: Shaped[Array, "B ..."],
     key: jax.Array,
@@ -138,7 +138,7 @@ def estimate_geometric_complexity(
         dimensions asked for than there are.
     """
     inputs, weights = products.mask_inputs(inputs, weights)
-    norms = estimate_jacobian_norms(
+    norms = estimate_squared_jacobian_norms(
         embed_fn, inputs, key, method=method, num_probes=num_probes, chunk_size=chunk_size
     )
     return Estimate(*products.weighted_mean(norms, weights))

@@ -20,7 +20,7 @@ from gc_nc.metrics import jacobian_products as products
 from gc_nc.metrics.traced_functions import has_forward_mode
 
 
-def jacobian_norms(
+def squared_jacobian_norms(
     embed_fn: EmbedFn,
     inputs: Shaped[Array, "B ..."],
     *,
@@ -93,18 +93,20 @@ def geometric_complexity(
       inputs: (B, *input) in model-input units.
       weights: (B,) not negative; 1 each by default. A row of weight 0 counts nowhere and may hold
         anything, NaN included.
-      chunk_size: examples differentiated at a time, as in `jacobian_norms`.
-      skip_inactive: as in `jacobian_norms`.
+      chunk_size: examples differentiated at a time, as in `squared_jacobian_norms`.
+      skip_inactive: as in `squared_jacobian_norms`.
 
     Returns:
       Scalar, float32.
 
     Raises:
-      ValueError: as `jacobian_norms`; weights of another length or (outside jit; under jit NaN)
-        negative, not finite or all 0.
+      ValueError: as `squared_jacobian_norms`; weights of another length or (outside jit; under jit
+        NaN) negative, not finite or all 0.
     """
     inputs, weights = products.mask_inputs(inputs, weights)
-    norms = jacobian_norms(embed_fn, inputs, chunk_size=chunk_size, skip_inactive=skip_inactive)
+    norms = squared_jacobian_norms(
+        embed_fn, inputs, chunk_size=chunk_size, skip_inactive=skip_inactive
+    )
     return products.weighted_mean(norms, weights)[0]
 
 
@@ -161,7 +163,9 @@ def _not_differentiable(norms):
 
 @_not_differentiable.defjvp
 def _refuse(primals, tangents):
-    raise ValueError("jacobian_norms with skip_inactive cannot be differentiated; leave it out")
+    raise ValueError(
+        "squared_jacobian_norms with skip_inactive cannot be differentiated; leave it out"
+    )
 
 
 def _active_norms(embed_fn, inputs, embedding_dim, chunk_size, limit):

@@ -28,7 +28,7 @@ from gc_nc.array_types import Array, EmbedFn, as_floating, as_numbers, check_who
 from gc_nc.metrics import jacobian_products as products
 from gc_nc.metrics.argument_checks import as_key, as_labels, as_number
 from gc_nc.metrics.jacobian_estimators import random_signs
-from gc_nc.metrics.jacobians import jacobian_norms
+from gc_nc.metrics.jacobians import squared_jacobian_norms
 from gc_nc.metrics.regression_estimate import RegressionEstimate, known_covariates, regress
 
 # Cost of one VJP in forward passes: 0.9 to 1.2 was measured on VGG.
@@ -180,7 +180,7 @@ class _Sample:
             first = len(self._norms)
             if first < num_examples:
                 x = self._examples(np.arange(first, num_examples))
-                norms = np.asarray(jacobian_norms(self._embed_fn, x), np.float64)
+                norms = np.asarray(squared_jacobian_norms(self._embed_fn, x), np.float64)
                 self._norms = np.concatenate([self._norms, norms[:, None]])
             return self._norms[:num_examples]
         if num_probes < self._probed.shape[1]:

@@ -68,7 +68,9 @@ def sampling_figure(context: Context) -> FigureResult:
     sizes = _sizes(context)
     embed, images = _network(context, sizes.population)
     context.report(f"exact GC of {len(images)} images")
-    norms = np.asarray(metrics.jacobian_norms(embed, images, skip_inactive=True), np.float64)
+    norms = np.asarray(
+        metrics.squared_jacobian_norms(embed, images, skip_inactive=True), np.float64
+    )
     few = images[: sizes.images]
     exact = {
         "examples": float(norms.mean()),
@@ -115,12 +117,14 @@ def estimators_figure(context: Context) -> FigureResult:
     sizes = _sizes(context)
     embed, images = _network(context, sizes.estimated)
     context.report(f"exact GC of {len(images)} images")
-    norms = np.asarray(metrics.jacobian_norms(embed, images, skip_inactive=True), np.float64)
+    norms = np.asarray(
+        metrics.squared_jacobian_norms(embed, images, skip_inactive=True), np.float64
+    )
     errors: dict[str, dict[int, np.ndarray]] = {}
     for method in _METHODS:
         for products in sizes.products:
             context.report(f"{method}, {products} products")
-            estimates = metrics.estimate_jacobian_norms(
+            estimates = metrics.estimate_squared_jacobian_norms(
                 embed, images, _key(0), method=method, num_probes=products
             )
             relative = np.asarray(estimates, np.float64) / norms - 1

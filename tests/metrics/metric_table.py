@@ -135,15 +135,16 @@ def estimate(method, num_probes):
 
 
 METRICS = {
-    "jacobian_norms": Metric(
-        lambda params, inputs: metrics.jacobian_norms(of(embed, params), inputs), "params inputs"
-    ),
-    "jacobian_norms by columns": Metric(
-        lambda params, inputs: metrics.jacobian_norms(of(embed_wide, params), inputs),
+    "squared_jacobian_norms": Metric(
+        lambda params, inputs: metrics.squared_jacobian_norms(of(embed, params), inputs),
         "params inputs",
     ),
-    "jacobian_norms skip_inactive": Metric(
-        lambda params, inputs: metrics.jacobian_norms(
+    "squared_jacobian_norms by columns": Metric(
+        lambda params, inputs: metrics.squared_jacobian_norms(of(embed_wide, params), inputs),
+        "params inputs",
+    ),
+    "squared_jacobian_norms skip_inactive": Metric(
+        lambda params, inputs: metrics.squared_jacobian_norms(
             of(embed_relu, params), inputs, skip_inactive=K
         )
     ),
@@ -153,8 +154,10 @@ METRICS = {
         ),
         "params inputs weights",
     ),
-    "estimate_jacobian_norms": Metric(
-        lambda params, inputs: metrics.estimate_jacobian_norms(of(embed, params), inputs, KEY),
+    "estimate_squared_jacobian_norms": Metric(
+        lambda params, inputs: metrics.estimate_squared_jacobian_norms(
+            of(embed, params), inputs, KEY
+        ),
         "params inputs",
     ),
     "estimate_geometric_complexity output_probes": estimate("output_probes", 2),
@@ -216,7 +219,7 @@ METRICS = {
         "norms",
     ),
     "poincare_constant": Metric(
-        lambda stats, class_gc: metrics.poincare_constant(stats, class_gc), "stats class_gc"
+        lambda stats, class_gc: metrics.poincare_constant(class_gc, stats), "stats class_gc"
     ),
     "neural_collapse_bound": Metric(
         lambda stats, class_gc, constant: metrics.neural_collapse_bound(

@@ -110,7 +110,7 @@ def test_class_geometric_complexity_refuses(norms, labels, num_classes, match):
 
 def test_poincare_constant_by_hand():
     traced = jax.jit(poincare_constant)
-    np.testing.assert_allclose(poincare_constant(HAND, HAND_GC), 4 / 3, rtol=1e-6)
+    np.testing.assert_allclose(poincare_constant(HAND_GC, HAND), 4 / 3, rtol=1e-6)
     np.testing.assert_allclose(traced(HAND, HAND_GC), 4 / 3, rtol=1e-6)
     stats = statistics([[0.0], [1]], [0, 6], [1, 1])
     assert traced(stats, of_classes([0.0, 2])) == 3
@@ -118,7 +118,7 @@ def test_poincare_constant_by_hand():
     assert np.isnan(traced(stats, of_classes([np.nan, 1])))
     assert np.isnan(traced(statistics([[0.0]], [0], [3]), of_classes([0.0])))
     with pytest.raises(ValueError, match=r"class_gc=-1.0 must be 0 or more"):
-        poincare_constant(stats, of_classes([2.0, -1]))
+        poincare_constant(of_classes([2.0, -1]), stats)
     assert np.isnan(traced(stats, of_classes([2.0, -1])))
     with pytest.raises(ValueError, match=r"class_gc of shape \(3,\) for 5 classes"):
         unwrapped(poincare_constant)(stats, np.ones(3))
@@ -204,7 +204,7 @@ def test_gradients_are_finite_with_absent_and_collapsed_classes():
     def error(z, norms):
         stats = update_class_statistics(init_class_statistics(4, 3), z, jnp.asarray(labels))
         gc = class_geometric_complexity(norms, jnp.asarray(labels), 4)
-        constant = poincare_constant(stats, gc)
+        constant = poincare_constant(gc, stats)
         bound = neural_collapse_bound(gc, stats, poincare_constant=constant)
         # Small, so that the cap at 1 stays out of the way.
         return sum(nearest_mean_error_bound(1e-4 * nc, 3) for nc in bound) + constant

@@ -11,11 +11,11 @@ import pytest
 
 from gc_nc.metrics import (
     class_geometric_complexity,
-    jacobian_norms,
     nearest_mean_error_bound,
     neural_collapse,
     neural_collapse_bound,
     poincare_constant,
+    squared_jacobian_norms,
 )
 from tests.metrics.test_bounds import bound_jitted, of_classes, statistics
 
@@ -116,7 +116,7 @@ def measured():
 
     def measure(stats, gc, constant):
         bound = neural_collapse_bound(gc, stats, poincare_constant=constant)
-        return neural_collapse(stats), *bound, poincare_constant(stats, gc)
+        return neural_collapse(stats), *bound, poincare_constant(gc, stats)
 
     constants = np.array([m.poincare for m in mixtures()], np.float32)
     stats = statistics(means, variances, counts)
@@ -144,7 +144,7 @@ def test_closed_forms_against_samples():
     # The closed form of the norm is the package's own.
     kernel, bias = (a.astype(np.float32) for a in (mixture.kernel, mixture.bias))
     few = x[0, :20].astype(np.float32)
-    package = jacobian_norms(
+    package = squared_jacobian_norms(
         lambda b: jnp.sin(jnp.matmul(b, kernel.T, precision="highest") + bias[None]), few
     )
     np.testing.assert_allclose(package, norms[0, :20], rtol=1e-4, atol=1e-4)

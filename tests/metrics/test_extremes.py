@@ -53,7 +53,7 @@ def test_equal_embeddings_do_not_vary_whatever_their_weights(
     np.testing.assert_array_equal(stats.squared_deviations, 0)
     # 0 / 0, not the noise of one over that of the other.
     assert np.isnan(metrics.neural_collapse(stats))
-    assert np.isnan(metrics.poincare_constant(stats, np.zeros(5)))
+    assert np.isnan(metrics.poincare_constant(np.zeros(5), stats))
 
 
 @pytest.mark.parametrize(
@@ -230,10 +230,10 @@ def norms_with_a_number_missing():
 
     def measure(x):
         estimates = [
-            metrics.estimate_jacobian_norms(embed, x, KEY, method=method, num_probes=3)
+            metrics.estimate_squared_jacobian_norms(embed, x, KEY, method=method, num_probes=3)
             for method in metrics.ESTIMATION_METHODS
         ]
-        return metrics.jacobian_norms(embed, x), *estimates
+        return metrics.squared_jacobian_norms(embed, x), *estimates
 
     return dict(zip([None, *metrics.ESTIMATION_METHODS], jit(measure)(x), strict=True))
 

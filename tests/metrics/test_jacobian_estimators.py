@@ -11,8 +11,8 @@ import pytest
 from gc_nc.metrics import (
     ESTIMATION_METHODS,
     estimate_geometric_complexity,
-    estimate_jacobian_norms,
-    jacobian_norms,
+    estimate_squared_jacobian_norms,
+    squared_jacobian_norms,
 )
 from tests.metrics.metric_table import jit
 from tests.rounding import assert_same_numbers
@@ -54,7 +54,7 @@ def norms_oracle(weights, x):
 def test_all_dimensions_are_exact(method, num_probes):
     # Drawn without replacement: any other draw would miss some and count others twice.
     weights, x = collapsed_weights(), inputs_of(7)
-    estimates = estimate_jacobian_norms(
+    estimates = estimate_squared_jacobian_norms(
         jax.tree_util.Partial(network, weights),
         x,
         jax.random.key(0),
@@ -66,7 +66,7 @@ def test_all_dimensions_are_exact(method, num_probes):
 
 def test_deflation_by_as_many_products_as_the_rank_is_exact():
     rank_two = jnp.asarray(np.random.default_rng(0).normal(size=(9, 2)) @ np.eye(2, 5), jnp.float32)
-    measure = partial(estimate_jacobian_norms, partial(linear, rank_two), method="deflated")
+    measure = partial(estimate_squared_jacobian_norms, partial(linear, rank_two), method="deflated")
     # Just enough, more, and more than there are dimensions.
     estimates = jit(
         lambda x, key: [measure(x, key, num_probes=num_probes) for num_probes in (6, 9, 40)]
@@ -136,7 +136,7 @@ def estimates_of_one_map():
 
     def measure(key):
         measured = partial(
-            estimate_jacobian_norms, partial(linear, WEIGHT), jnp.ones((4000, 2)), key
+            estimate_squared_jacobian_norms, partial(linear, WEIGHT), jnp.ones((4000, 2)), key
         )
         return {method: measured(method=method, chunk_size=4000) for method in VARIANCES}
 
@@ -158,7 +158,7 @@ def whole_and_in_chunks():
     def measure(key, x):
         return {
             method: [
-                estimate_jacobian_norms(
+                estimate_squared_jacobian_norms(
                     partial(network, weights),
                     x,
                     key,
@@ -183,7 +183,7 @@ def test_chunks_change_nothing(method):
 
 
 def test_outside_of_jit_chunks_are_the_same():
-    estimates = estimate_jacobian_norms(
+    estimates = estimate_squared_jacobian_norms(
         jax.tree_util.Partial(network, collapsed_weights()),
         inputs_of(7),
         jax.random.key(3),
@@ -197,9 +197,9 @@ def test_outside_of_jit_chunks_are_the_same():
 def test_forward_mode_of_a_wide_embedding_equals_reverse_mode():
     weights, x = collapsed_weights(outputs=40), inputs_of(9)
     embed = partial(network, weights)
-    text = str(jax.make_jaxpr(lambda x: jacobian_norms(embed, x))(x))
+    text = str(jax.make_jaxpr(lambda x: squared_jacobian_norms(embed, x))(x))
     assert "transpose" not in text or "9,6,40" in text or "6,9,40" in text
-    assert_same_numbers(jacobian_norms(embed, x), norms_oracle(weights, x))
+    assert_same_numbers(squared_jacobian_norms(embed, x), norms_oracle(weights, x))
 
 
 @pytest.mark.parametrize(

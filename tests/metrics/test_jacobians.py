@@ -12,7 +12,7 @@ from flax import linen as nn
 from gc_nc.metrics import (
     estimate_geometric_complexity,
     geometric_complexity,
-    jacobian_norms,
+    squared_jacobian_norms,
 )
 from tests.metrics.metric_table import jit
 from tests.rounding import assert_same_numbers
@@ -63,20 +63,22 @@ def test_j4_linear_map_has_its_squared_frobenius_norm(batch, shape):
     inputs = jnp.ones((batch, *shape))
     # Small whole numbers, which float32 adds exactly.
     assert geometric_complexity(Partial(linear), inputs) == 30
-    np.testing.assert_array_equal(jacobian_norms(Partial(linear), inputs), np.full(batch, 30.0))
+    np.testing.assert_array_equal(
+        squared_jacobian_norms(Partial(linear), inputs), np.full(batch, 30.0)
+    )
 
 
 def test_equals_a_float64_oracle():
     weights, x = mlp_weights(), inputs_of(7)
     expected = mlp_norms_oracle(weights, x.astype(np.float64))
-    assert_same_numbers(jacobian_norms(mlp_fn(weights), x), expected)
+    assert_same_numbers(squared_jacobian_norms(mlp_fn(weights), x), expected)
     assert_same_numbers(geometric_complexity(mlp_fn(weights), x), expected.mean())
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 7, 100, None])
 def test_j3_chunks_and_their_remainder_change_nothing(chunk_size):
     weights, x = mlp_weights(), inputs_of(7)
-    norms = jacobian_norms(mlp_fn(weights), x, chunk_size=chunk_size)
+    norms = squared_jacobian_norms(mlp_fn(weights), x, chunk_size=chunk_size)
     assert_same_numbers(norms, mlp_norms_oracle(weights, x))
 
 
@@ -84,7 +86,7 @@ def test_j3_chunks_of_one_program_and_its_device_loop(monkeypatch):
     weights, x = mlp_weights(), inputs_of(7)
 
     def norms(x):
-        return jacobian_norms(mlp_fn(weights), x, chunk_size=3)
+        return squared_jacobian_norms(mlp_fn(weights), x, chunk_size=3)
 
     assert_same_numbers(jax.jit(norms)(x), mlp_norms_oracle(weights, x))
     monkeypatch.setattr("gc_nc.metrics.jacobian_products._MAX_UNROLLED_BLOCKS", 0)
@@ -97,7 +99,7 @@ def test_j3_chunks_of_one_program_and_its_device_loop(monkeypatch):
 def test_rows_that_do_not_fill_their_last_block(monkeypatch, wrap):
     monkeypatch.setattr("gc_nc.metrics.jacobian_products.PRODUCTS_PER_BLOCK", 2 * 7)
     weights, x = mlp_weights((6, 9, 5)), inputs_of(7)
-    norms = wrap(lambda x: jacobian_norms(mlp_fn(weights), x))(x)
+    norms = wrap(lambda x: squared_jacobian_norms(mlp_fn(weights), x))(x)
     assert_same_numbers(norms, mlp_norms_oracle(weights, x))
 
 
@@ -139,10 +141,10 @@ def test_j1_batch_norm_with_running_statistics():
     norm = nn.BatchNorm(use_running_average=True, use_bias=False, use_scale=False, epsilon=0.0)
     variables = {"batch_stats": {"mean": jnp.zeros(1), "var": jnp.full(1, 4.0)}}
     embed = Partial(norm.apply, variables)
-    norms = jacobian_norms(embed, jnp.array([[-1.0], [1.0]]))
+    norms = squared_jacobian_norms(embed, jnp.array([[-1.0], [1.0]]))
     np.testing.assert_allclose(norms, 0.25, rtol=1e-6)
     # One program: what an example's neighbours are cannot change its last bit.
-    changed = jacobian_norms(embed, jnp.array([[-1.0], [50.0]]))
+    changed = squared_jacobian_norms(embed, jnp.array([[-1.0], [50.0]]))
     assert changed[0] == norms[0]
 
 
@@ -169,7 +171,7 @@ def test_half_precision_embeddings_are_cast_up():
     x = jnp.ones((2, 2), jnp.bfloat16)
     # The squares sum to 90000, which float16 cannot hold.
     embed = partial(linear, weight=jnp.full((1, 2), 212.0, jnp.float16))
-    assert jacobian_norms(embed, x).dtype == jnp.float32
+    assert squared_jacobian_norms(embed, x).dtype == jnp.float32
     np.testing.assert_allclose(geometric_complexity(embed, x), 2 * 212.0**2)
 
 
@@ -206,7 +208,7 @@ def test_a_matmul_by_a_broadcast_number(shape):
 
     # All entries of J are 1 - tanh^2, also for a basis of the whole space.
     expected = 24 * (1 - np.tanh(x.sum(axis=1, dtype=np.float64)) ** 2) ** 2
-    assert_same_numbers(jacobian_norms(embed, x), expected)
+    assert_same_numbers(squared_jacobian_norms(embed, x), expected)
     deflated = estimate_geometric_complexity(
         embed, x, jax.random.key(0), method="deflated", num_probes=3 * shape[1]
     )
@@ -273,7 +275,7 @@ def test_standard_error_is_over_examples_with_ddof_1_and_weights_are_repeated_ro
 def test_64_bit_integers_do_not_wrap():
     x = np.array([[2**40], [1]], np.int64)
     squared = jax.tree_util.Partial(lambda x: x**2 / 2)
-    np.testing.assert_allclose(jacobian_norms(squared, x), [2.0**80, 1], rtol=1e-6)
+    np.testing.assert_allclose(squared_jacobian_norms(squared, x), [2.0**80, 1], rtol=1e-6)
 
 
 def test_all_zero_weights():
@@ -336,10 +338,10 @@ def test_tf32_is_never_used():
     [
         (lambda: geometric_complexity(linear, jnp.ones((0, 2))), "no example"),
         (lambda: jax.jit(partial(geometric_complexity, linear))(jnp.ones((0, 2))), "no example"),
-        (lambda: jacobian_norms(lambda x: x.sum(), jnp.ones((2, 2))), r"\(B, K\)"),
-        (lambda: jacobian_norms(lambda x: x[:1], jnp.ones((2, 2))), r"\(2, K\)"),
-        (lambda: jacobian_norms(lambda x: (x, x), jnp.ones((2, 2))), "returned a tuple"),
-        (lambda: jacobian_norms(linear, jnp.ones((2, 2)), chunk_size=0), "chunk_size=0"),
+        (lambda: squared_jacobian_norms(lambda x: x.sum(), jnp.ones((2, 2))), r"\(B, K\)"),
+        (lambda: squared_jacobian_norms(lambda x: x[:1], jnp.ones((2, 2))), r"\(2, K\)"),
+        (lambda: squared_jacobian_norms(lambda x: (x, x), jnp.ones((2, 2))), "returned a tuple"),
+        (lambda: squared_jacobian_norms(linear, jnp.ones((2, 2)), chunk_size=0), "chunk_size=0"),
         (
             lambda: geometric_complexity(linear, jnp.ones((2, 2)), weights=np.ones(3)),
             r"weights of shape \(3,\) for 2",
@@ -352,7 +354,7 @@ def test_tf32_is_never_used():
             lambda: geometric_complexity(linear, jnp.ones((2, 2)), weights=np.array([1, np.nan])),
             "weight=nan",
         ),
-        (lambda: jacobian_norms(linear, jnp.ones((2, 2), complex)), "are complex64"),
+        (lambda: squared_jacobian_norms(linear, jnp.ones((2, 2), complex)), "are complex64"),
         (
             lambda: estimate_geometric_complexity(
                 linear, jnp.ones((2, 2)), jax.random.key(0), method="magic"

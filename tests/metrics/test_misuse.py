@@ -76,7 +76,7 @@ def of_whole_number(name):
             lambda n: geometric_complexity_with_outputs(lambda x: (x, ()), X, KEY, num_probes=n),
         ),
         "chunk_size": (
-            lambda n: metrics.jacobian_norms(EMBED, X, chunk_size=n),
+            lambda n: metrics.squared_jacobian_norms(EMBED, X, chunk_size=n),
             lambda n: metrics.geometric_complexity(EMBED, X, chunk_size=n),
             lambda n: estimate(chunk_size=n),
         ),
@@ -95,7 +95,7 @@ def of_whole_number(name):
         ),
         "num_ways": (lambda n: sample(num_ways=n),),
         "num_steps": (lambda n: tune(num_steps=n),),
-        "skip_inactive": (lambda n: metrics.jacobian_norms(EMBED, X, skip_inactive=n),),
+        "skip_inactive": (lambda n: metrics.squared_jacobian_norms(EMBED, X, skip_inactive=n),),
         "num_pilot": (lambda n: metrics.geometric_complexity_to_error(EMBED, X, KEY, num_pilot=n),),
     }[name]
 
@@ -152,11 +152,17 @@ def test_a_number_that_is_traced_is_refused():
         (lambda: metrics.poincare_constant(np.ones(2), np.ones(2)), "stats is float64 of shape"),
         # Arrays.
         (lambda: metrics.geometric_complexity(EMBED, {"x": X}), "inputs are a dict; an array"),
-        (lambda: metrics.jacobian_norms(EMBED, None), "inputs are None; an array of numbers"),
-        (lambda: metrics.jacobian_norms(EMBED, "x"), "inputs are .*; an array of numbers"),
-        (lambda: metrics.jacobian_norms(EMBED, [[1.0], [1.0, 2]]), "inputs are a list; an array"),
         (
-            lambda: metrics.jacobian_norms(EMBED, jax.random.split(KEY)),
+            lambda: metrics.squared_jacobian_norms(EMBED, None),
+            "inputs are None; an array of numbers",
+        ),
+        (lambda: metrics.squared_jacobian_norms(EMBED, "x"), "inputs are .*; an array of numbers"),
+        (
+            lambda: metrics.squared_jacobian_norms(EMBED, [[1.0], [1.0, 2]]),
+            "inputs are a list; an array",
+        ),
+        (
+            lambda: metrics.squared_jacobian_norms(EMBED, jax.random.split(KEY)),
             r"inputs are key<fry> of shape \(2,\); an array",
         ),
         (lambda: metrics.geometric_complexity_to_error(EMBED, {}, KEY), "inputs are a dict"),
@@ -175,7 +181,7 @@ def test_a_number_that_is_traced_is_refused():
         (lambda: metrics.geometric_complexity_to_error(EMBED, X, 0), "key is 0; one random key"),
         (lambda: sample(key=0), "key is 0; one random key"),
         # Functions.
-        (lambda: metrics.jacobian_norms(PARAMS, X), "embed_fn is a dict; a function"),
+        (lambda: metrics.squared_jacobian_norms(PARAMS, X), "embed_fn is a dict; a function"),
         (lambda: metrics.squared_gradient_norm(PARAMS, PARAMS), "loss_fn is a dict; a function"),
         (lambda: tune(embed_fn=None), "embed_fn is None; a function"),
         (lambda: accuracies(head=3), "head is 3; a function"),

@@ -52,7 +52,7 @@ def warnings_of(call):
 
 
 def probes(embed_fn, x=X, **options):
-    return metrics.estimate_jacobian_norms(embed_fn, x, KEY, **options)
+    return metrics.estimate_squared_jacobian_norms(embed_fn, x, KEY, **options)
 
 
 MIXING = {
@@ -81,8 +81,8 @@ def test_e8_every_metric_of_a_jacobian_looks():
     embed = batch_norm(jnp.float32, True)
     for call in (
         lambda: metrics.geometric_complexity(embed, X),
-        lambda: metrics.jacobian_norms(embed, X, chunk_size=64),
-        lambda: metrics.jacobian_norms(embed, X[:2]),
+        lambda: metrics.squared_jacobian_norms(embed, X, chunk_size=64),
+        lambda: metrics.squared_jacobian_norms(embed, X[:2]),
         lambda: metrics.estimate_geometric_complexity(embed, X, KEY),
         lambda: probes(embed, method="deflated", num_probes=4),
         lambda: probes(embed, chunk_size=1),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gc_nc.metrics import (
-    estimate_jacobian_norms,
+    estimate_squared_jacobian_norms,
     geometric_complexity_to_error,
     planned_estimate,
     regression_estimate,
@@ -87,7 +87,7 @@ def test_covariates_and_classes_save_work(problem):
 
     # What a plain sample with its best number of probes would need, from estimates of all.
     estimates = [
-        np.asarray(estimate_jacobian_norms(embed, x, jax.random.key(seed), chunk_size=6000))
+        np.asarray(estimate_squared_jacobian_norms(embed, x, jax.random.key(seed), chunk_size=6000))
         for seed in range(2)
     ]
     within = np.mean((estimates[0] - estimates[1]) ** 2) / 2

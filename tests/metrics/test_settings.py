@@ -276,7 +276,7 @@ def test_e9_float64_that_rounding_would_spoil_is_warned_of():
     with pytest.warns(RuntimeWarning, match="embeddings are float64 .* subtract their mean"):
         metrics.update_class_statistics(stats, z, labels)
     with pytest.warns(RuntimeWarning, match="inputs are float64"):
-        metrics.jacobian_norms(jnp.sin, z)
+        metrics.squared_jacobian_norms(jnp.sin, z)
     with pytest.warns(RuntimeWarning, match="support_embeddings are float64"):
         transfer.nearest_mean_predictions(z.reshape(2, 50, 1), z - 1e8)
     with jax.enable_x64(True), pytest.warns(RuntimeWarning, match="embeddings are float64"):
@@ -303,17 +303,17 @@ def test_e4_a_function_without_forward_mode_is_taken_by_rows():
     x = np.array([[0.1, 0.2], [0.3, 0.4]])
     expected = np.sum(np.cos(x) ** 2, axis=1) + 4
     for embed in (wide, jax.tree_util.Partial(jax.jit(wide)), jax.checkpoint(wide)):
-        np.testing.assert_allclose(metrics.jacobian_norms(embed, x), expected, rtol=1e-5)
-    norms = jax.jit(lambda x: metrics.jacobian_norms(wide, x))(x)
+        np.testing.assert_allclose(metrics.squared_jacobian_norms(embed, x), expected, rtol=1e-5)
+    norms = jax.jit(lambda x: metrics.squared_jacobian_norms(wide, x))(x)
     np.testing.assert_allclose(norms, expected, rtol=1e-5)
-    relu = metrics.jacobian_norms(lambda x: jax.nn.relu(wide(x)), x, skip_inactive=3)
+    relu = metrics.squared_jacobian_norms(lambda x: jax.nn.relu(wide(x)), x, skip_inactive=3)
     np.testing.assert_allclose(relu, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["input_probes", "input_dims", "deflated"])
 def test_e4_estimates_that_need_forward_mode_say_so(method):
     with pytest.raises(ValueError, match=f"method='{method}' needs .*custom_vjp") as error:
-        metrics.estimate_jacobian_norms(
+        metrics.estimate_squared_jacobian_norms(
             wide,
             np.ones((2, 2)),
             jax.random.key(0),

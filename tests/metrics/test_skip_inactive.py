@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gc_nc.metrics import geometric_complexity, jacobian_norms
+from gc_nc.metrics import geometric_complexity, squared_jacobian_norms
 from gc_nc.metrics import jacobian_products as products
 from tests.metrics.metric_table import jit
 from tests.rounding import assert_same_numbers
@@ -27,12 +27,12 @@ def inputs_of(batch):
 
 def test_same_value():
     embed, x = jax.tree_util.Partial(relu_network, relu_weights()), inputs_of(11)
-    expected = jacobian_norms(embed, x)
+    expected = squared_jacobian_norms(embed, x)
     active = int(np.max(np.sum(np.asarray(embed(x)) > 0, axis=1)))
     assert active < 24
-    measured = jacobian_norms(embed, x, skip_inactive=True)
+    measured = squared_jacobian_norms(embed, x, skip_inactive=True)
     assert_same_numbers(measured, expected)
-    traced = jit(lambda x: jacobian_norms(embed, x, chunk_size=3, skip_inactive=active))(x)
+    traced = jit(lambda x: squared_jacobian_norms(embed, x, chunk_size=3, skip_inactive=active))(x)
     assert_same_numbers(traced, expected)
     gc = geometric_complexity(embed, x, skip_inactive=True)
     assert_same_numbers(gc, np.mean(expected))
@@ -54,14 +54,14 @@ def test_cost_is_the_largest_active_count(monkeypatch):
 
     original = products.compile_block
     monkeypatch.setattr(products, "compile_block", counting)
-    jacobian_norms(embed, x, skip_inactive=True)
+    squared_jacobian_norms(embed, x, skip_inactive=True)
     active = int(np.max(np.sum(np.asarray(embed(x)) > 0, axis=1)))
     assert rows.count("RowBlock") == active < 24
 
 
 def test_nothing_active():
     embed = jax.tree_util.Partial(relu_network, -np.abs(relu_weights()))
-    norms = jacobian_norms(embed, np.abs(inputs_of(11)), skip_inactive=True)
+    norms = squared_jacobian_norms(embed, np.abs(inputs_of(11)), skip_inactive=True)
     np.testing.assert_array_equal(norms, np.zeros(11))
 
 
@@ -72,8 +72,8 @@ def test_an_embedding_without_relu_is_refused():
         return x[:, :3] - jnp.asarray(inputs_of(4)[:1, :3])
 
     with pytest.raises(ValueError, match="example 0 has units at 0 whose Jacobian rows are not 0"):
-        jacobian_norms(squared_distance_to_first, x, skip_inactive=True)
-    traced = jit(lambda x: jacobian_norms(squared_distance_to_first, x, skip_inactive=3))(x)
+        squared_jacobian_norms(squared_distance_to_first, x, skip_inactive=True)
+    traced = jit(lambda x: squared_jacobian_norms(squared_distance_to_first, x, skip_inactive=3))(x)
     np.testing.assert_array_equal(np.isnan(traced), [True, False, False, False])
 
 
@@ -82,8 +82,8 @@ def test_too_small_a_limit_is_no_answer():
     counts = np.sum(np.asarray(embed(x)) > 0, axis=1)
     limit = int(np.sort(counts)[5])
     with pytest.raises(ValueError, match=f"an example has {counts.max()} active units"):
-        jacobian_norms(embed, x, skip_inactive=limit)
-    traced = jit(lambda x: jacobian_norms(embed, x, skip_inactive=limit))(x)
+        squared_jacobian_norms(embed, x, skip_inactive=limit)
+    traced = jit(lambda x: squared_jacobian_norms(embed, x, skip_inactive=limit))(x)
     np.testing.assert_array_equal(np.isnan(traced), counts > limit)
 
 
@@ -100,6 +100,6 @@ def test_differentiation_is_refused(skip_inactive, wrap):
 def test_bad_input_is_named():
     embed, x = partial(relu_network, relu_weights()), inputs_of(3)
     with pytest.raises(ValueError, match="skip_inactive=0"):
-        jacobian_norms(embed, x, skip_inactive=0)
+        squared_jacobian_norms(embed, x, skip_inactive=0)
     with pytest.raises(ValueError, match="needs concrete arrays"):
-        jax.jit(lambda x: jacobian_norms(embed, x, skip_inactive=True))(x)
+        jax.jit(lambda x: squared_jacobian_norms(embed, x, skip_inactive=True))(x)

@@ -139,11 +139,11 @@ def test_device_loops_run_under_shard_map(monkeypatch):
     monkeypatch.setattr("gc_nc.metrics.jacobian_products._MAX_UNROLLED_BLOCKS", 0)
 
     def of_shard(params, inputs):
-        return metrics.jacobian_norms(of(embed, params), inputs, chunk_size=1)
+        return metrics.squared_jacobian_norms(of(embed, params), inputs, chunk_size=1)
 
     mapped = jax.shard_map(of_shard, mesh=MESH, in_specs=(EVERYWHERE, ALONG), out_specs=ALONG)
     norms = jit(mapped)(arguments()["params"], arguments()["inputs"])
-    assert_same_numbers(norms, measured()["jacobian_norms"][0])
+    assert_same_numbers(norms, measured()["squared_jacobian_norms"][0])
 
 
 TYPICAL_OF_EXAMPLES = names(lambda metric: metric.typical and set(metric.names) & set(OF_EXAMPLES))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gc_nc.metrics import jacobian_norms
+from gc_nc.metrics import squared_jacobian_norms
 from gc_nc.models import MLP, build_model, embed_fn, layer_names
 from tests.rounding import assert_same_numbers
 
@@ -72,7 +72,7 @@ def test_geometric_complexity_is_the_squared_weights_of_active_units():
     kernel, bias = (np.asarray(params["stage1_dense"][name]) for name in ("kernel", "bias"))
     active = IMAGES.reshape(5, 6) @ kernel + bias > 0
     assert len(set(active.sum(axis=1))) > 1
-    norms = jacobian_norms(embed_fn(model, {"params": params}), IMAGES)
+    norms = squared_jacobian_norms(embed_fn(model, {"params": params}), IMAGES)
     assert_same_numbers(norms, active @ np.sum(kernel.astype(np.float64) ** 2, axis=0))
 
 

@@ -199,7 +199,7 @@ def test_the_monitor_measures_gc_of_its_images(tiny_run):
     subset = evaluation.gc_subset(config.seed, 10, 4)
     assert set(subset) < set(evaluation.gc_subset(config.seed, 10, 6))
     inputs = normalize(jnp.asarray(split.images[subset]), run.normalization)
-    norms = metrics.jacobian_norms(embed_fn(run.model, run.variables(7)), inputs)
+    norms = metrics.squared_jacobian_norms(embed_fn(run.model, run.variables(7)), inputs)
     # 300 products leave about 1 / sqrt(300) of each norm open.
     np.testing.assert_allclose(
         record["monitor/geometric_complexity"], jnp.mean(norms), rtol=4 * 300**-0.5

@@ -1,7 +1,6 @@
 """What all launchers share: flags, and one line instead of a traceback for a user's mistake."""
 
 import contextlib
-import difflib
 import itertools
 import os
 import re
@@ -17,8 +16,9 @@ from ml_collections import ConfigDict
 
 from experiments import stored_config
 from gc_nc.compilation import default_cache_dir, use_persistent_cache
-from gc_nc.errors import InputError
-from gc_nc.runs.configuration import default_config, flatten
+from gc_nc.errors import InputError, suggestion
+from gc_nc.runs.configuration import default_config, flatten, shown
+from gc_nc.runs.settings import SETTINGS, TYPE_NAMES
 from gc_nc.sweeps.members import Member
 from gc_nc.sweeps.sweep_directory import config_path, run_path
 
@@ -65,7 +65,7 @@ def device_fault() -> str | None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
-        asked = _platforms()
+        asked = asked_platforms()
         reason = f" ({error})" if str(error) else ""
         if not asked:
             return f"JAX finds no device to compute on{reason}"
@@ -76,7 +76,8 @@ def device_fault() -> str | None:
     return None
 
 
-def _platforms() -> str | None:
+def asked_platforms() -> str | None:
+    """What JAX_PLATFORMS, or JAX's option of that name, asks for."""
     return jax.config.jax_platforms
 
 
@@ -206,21 +207,16 @@ def _overrides(argv: list[str]) -> list[tuple[str, str | None]]:
 
 def _check_keys(overrides: list[tuple[str, str | None]]) -> None:
     """Refuses keys that are not there, with the nearest one, groups of keys and missing values."""
-    if not overrides:
-        return
-    from gc_nc.runs.configuration import TYPE_NAMES, key_types
-
-    types = key_types()
     for key, value in overrides:
-        if group := [f"config.{known}" for known in types if known.startswith(f"{key}.")]:
+        if group := [f"config.{known}" for known in SETTINGS if known.startswith(f"{key}.")]:
             raise InputError(f"config.{key} is a group of keys; set {', '.join(group)} one by one")
-        if key not in types:
-            near = difflib.get_close_matches(key, types, n=1, cutoff=0.4)
-            hint = f"; did you mean config.{near[0]}?" if near else f"; keys are {', '.join(types)}"
+        if key not in SETTINGS:
+            hint = suggestion(key, SETTINGS, "config.{}") or f"; keys are {', '.join(SETTINGS)}"
             raise InputError(f"config.{key} is not a key of this config{hint}")
-        if value is None and types[key] is not bool:
+        kind = SETTINGS[key].type
+        if value is None and kind is not bool:
             raise InputError(
-                f"config.{key} has no value; give {TYPE_NAMES[types[key]]} as --config.{key}=VALUE"
+                f"config.{key} has no value; give {TYPE_NAMES[kind]} as --config.{key}=VALUE"
             )
 
 
@@ -234,12 +230,10 @@ def _flag_message(
         # A report of an error in the config file, whose last line is the error itself.
         files = [argument for argument in argv if argument.lstrip("-").startswith("config=")]
         return f"{' '.join(files)}: {last_line}"
-    from gc_nc.runs.configuration import TYPE_NAMES, key_types, shown
-
     for key, value in overrides:
         # Of a tuple there is a list of the values given.
         if text.startswith((f"flag --config.{key}={value}:", f"flag --config.{key}={[value]}:")):
-            return f"config.{key}={shown(value)} must be {TYPE_NAMES[key_types()[key]]}"
+            return f"config.{key}={shown(value)} must be {TYPE_NAMES[SETTINGS[key].type]}"
     if overrides and isinstance(error, (MemoryError, RecursionError)):
         # Python's parser gives up on brackets and signs that are nested thousands deep.
         key, value = max(overrides, key=lambda override: len(override[1] or ""))

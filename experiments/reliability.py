@@ -122,7 +122,7 @@ def _kill_once(
 
 
 def _step_gone_on_from(output: str) -> int | None:
-    found = re.search(r"going on from the checkpoint of step (\d+)", output)
+    found = re.search(r"resuming from the checkpoint of step (\d+)", output)
     return int(found.group(1)) if found else None
 
 

@@ -10,7 +10,7 @@ MARKERS = "os^vDPX*"
 GREY = "#555555"
 
 
-def new_panels(rows: int, columns: int, *, panel: tuple[float, float] = (3.7, 2.9)):
+def new_panels(rows: int, columns: int, *, panel: tuple[float | int, float | int] = (3.7, 2.9)):
     """A figure and its axes, a list a row.
 
     Args:

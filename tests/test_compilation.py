@@ -17,7 +17,7 @@ from gc_nc.data.device_batches import Augmentation, Normalization
 from gc_nc.errors import InputError
 from gc_nc.models import build_model
 from gc_nc.training.penalties import GCPenalty
-from gc_nc.training.step import init_state, train_step_on_batch
+from gc_nc.training.step import init_state, train_step
 from tests.rounding import assert_same_numbers
 
 X = np.eye(3, dtype=np.float32) + 1
@@ -145,7 +145,7 @@ def test_a_training_step_with_the_options_is_the_plain_one(name, penalty):
         rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8), np.array([0, 1, 2, 0], np.int32)
     )
     step = partial(
-        train_step_on_batch,
+        train_step,
         model=model,
         optimizer=optimizer,
         normalization=Normalization((0.5,) * 3, (0.25,) * 3),

@@ -6,9 +6,10 @@ On training images of a finished run of VGG-13, or of one that is first trained 
 CIFAR-10's shape: 64 synthetic ones learned by heart for 40 steps. Ours is
 `squared_jacobian_norms` with `skip_inactive`; the reference is the better of a loop over rows, a
 VJP of the whole batch each, and `torch.func.vmap(jacrev)`, on the same parameters and as many
-threads. The values are compared first. The second way is timed on 8 images only, where it is slower already. 64 images take PyTorch
-minutes each time on two cores. The limit is the FLOPs, as XLA counts them, of as many VJPs as units
-are active in the example that has most, over the rate of a 2048 x 2048 matmul, measured first.
+threads. The values are compared first. The second way is timed on 8 images only, where it is slower
+already. 64 images take PyTorch minutes each time on two cores. The limit is the FLOPs, as XLA
+counts them, of as many VJPs as units are active in the example that has most, over the rate of a
+2048 x 2048 matmul, measured first.
 """
 
 import sys

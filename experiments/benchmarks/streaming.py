@@ -32,7 +32,7 @@ from gc_nc.data.sources import load_dataset
 from gc_nc.data.streaming import stream_batches
 from gc_nc.errors import InputError
 from gc_nc.models import build_model
-from gc_nc.training.step import init_state, train_step
+from gc_nc.training.step import init_state, train_step, train_step_at
 
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder of TFDS directories with CIFAR-10.", allow_override=True
@@ -118,17 +118,16 @@ class _Training:
         self._next_step = 0
         self._key = jax.random.key(0)
         self._state = init_state(0, model, optimizer, image_shape)
+        step = partial(
+            train_step,
+            model=model,
+            optimizer=optimizer,
+            normalization=identity_normalization(image_shape[2]),
+            augmentation=Augmentation(),
+            l2=0.0,
+        )
         self._train_step = jit_for_device(
-            partial(
-                train_step,
-                model=model,
-                optimizer=optimizer,
-                normalization=identity_normalization(image_shape[2]),
-                augmentation=Augmentation(),
-                batch_size=_BATCH_SIZE,
-                l2=0.0,
-            ),
-            donate_argnames="state",
+            partial(train_step_at, batch_size=_BATCH_SIZE, step=step), donate_argnames="state"
         )
 
     def input_alone(self) -> float:

@@ -35,7 +35,7 @@ from gc_nc.models import build_model
 from gc_nc.runs.configuration import default_config
 from gc_nc.training.evaluation import monitor_complexity
 from gc_nc.training.penalties import GCPenalty
-from gc_nc.training.step import init_state, train_step
+from gc_nc.training.step import init_state, train_step, train_step_at
 
 _ROWS = flags.DEFINE_string("rows", "", "Only rows whose name contains this.")
 
@@ -102,16 +102,16 @@ class _Ours:
         self.normalization = channel_normalization(images)
         self.split = jax.device_put(ImageSplit(images, labels))
         self.state = init_state(0, self.model, optimizer, images.shape[1:])
-        function = partial(
+        step = partial(
             train_step,
             model=self.model,
             optimizer=optimizer,
             normalization=self.normalization,
             augmentation=Augmentation(),
-            batch_size=self._batch_size,
             l2=0.0,
             penalty=self._penalty,
         )
+        function = partial(train_step_at, batch_size=self._batch_size, step=step)
         step = jit_for_device(function, donate_argnames="state")
         order, key = jax.device_put(np.arange(self._batch_size, dtype=np.int32)), jax.random.key(1)
         arguments = (key, np.float32(_WEIGHT)) if self._penalty else ()

@@ -1,6 +1,5 @@
 """Sets divided by class: source classes to train on, others to transfer to."""
 
-import difflib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ from gc_nc.data.class_names import canonical_name
 from gc_nc.data.datasets import ImageDataset, make_dataset
 from gc_nc.data.published_splits import PUBLISHED_SPLITS
 from gc_nc.data.streamed_images import StreamedImages, concatenate_images, take_images
-from gc_nc.errors import InputError
+from gc_nc.errors import InputError, suggestion
 from gc_nc.random_streams import stream_generator
 
 #: What `ClassSplit.kind` may be.
@@ -184,9 +183,8 @@ def _parts(dataset: ImageDataset, split: ClassSplit) -> dict[str, list[int]]:
         raise InputError(f"{dataset.name} has two classes of one name; divide it at random")
     for name in (name for part in names.values() for name in part):
         if name not in labels:
-            near = difflib.get_close_matches(name, labels, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {_some(dataset.class_names)}"
-            raise InputError(f"{dataset.name} has no class {name!r}; {hint}")
+            hint = suggestion(name, labels) or f"; it has {_some(dataset.class_names)}"
+            raise InputError(f"{dataset.name} has no class {name!r}{hint}")
     return {part: [labels[name] for name in part_names] for part, part_names in names.items()}
 
 

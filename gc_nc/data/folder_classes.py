@@ -1,6 +1,5 @@
 """Which class a folder's images belong to, and what it is called."""
 
-import difflib
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
@@ -8,7 +7,7 @@ from typing import NamedTuple
 from gc_nc.data.class_names import canonical_name, shown_name
 from gc_nc.data.folder_census import shorten
 from gc_nc.data.folder_listing import Parts, Place, show
-from gc_nc.errors import InputError
+from gc_nc.errors import InputError, suggestion
 
 #: Folders that hold a part of a set, in any case: a class may have one folder in each.
 SPLIT_FOLDERS = frozenset(
@@ -122,8 +121,7 @@ def choose_classes(
     for name in map(canonical_name, wanted):
         found = [name] if name in classes else by_last[name]
         if not found:
-            near = difflib.get_close_matches(name, classes, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {len(classes)} others"
+            hint = suggestion(name, classes) or f"; it has {len(classes)} others"
             if name in empty:
                 hint = f"; the folder {name!r} is there, without an image that can be read"
             raise InputError(f"{root} has no folder of images {name!r}{hint}")

@@ -1,6 +1,5 @@
 """Where images come from: digits (embedded), TFDS directories, IDX, image folders, NPZ files."""
 
-import difflib
 import re
 import sys
 import zipfile
@@ -17,7 +16,7 @@ from gc_nc.data.idx import find_idx_files, read_idx
 from gc_nc.data.image_folders import read_image_folder
 from gc_nc.data.streamed_images import StreamedImages, take_images
 from gc_nc.devices import free_device_memory, free_main_memory
-from gc_nc.errors import InputError
+from gc_nc.errors import InputError, suggestion
 
 # Images and labels may take this share of the memory that is free where they live; the rest is for
 # the network.
@@ -61,8 +60,7 @@ def load_dataset(
         that does not fit, or a source that cannot be streamed.
     """
     if source not in _LOADERS:
-        near = difflib.get_close_matches(source, _LOADERS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = suggestion(source, _LOADERS)
         raise InputError(f"data source {source!r} is not one of {', '.join(_LOADERS)}{hint}")
     if source == "tfds" and not name:
         raise InputError("data source 'tfds' needs a set: set --config.data.name, as in cifar10")

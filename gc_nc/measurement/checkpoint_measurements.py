@@ -7,8 +7,9 @@ from gc_nc.data.device_batches import normalize
 from gc_nc.errors import InputError
 from gc_nc.measurement.full_measurement import measure_run
 from gc_nc.measurement.layer_complexity import geometric_complexity_by_layer
+from gc_nc.measurement.measurements_file import add_measurements, read_measurements
 from gc_nc.random_streams import stream_key
-from gc_nc.runs.finished_run import FinishedRun, add_measurements, read_measurements
+from gc_nc.runs.finished_run import FinishedRun
 from gc_nc.training.evaluation import gc_subset, images_of, on_device
 
 

@@ -1,7 +1,6 @@
 """Linen networks that return (logits, embedding) from one call."""
 
 import dataclasses
-import difflib
 import math
 
 import flax.linen as nn
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from gc_nc.errors import InputError
+from gc_nc.errors import InputError, suggestion
 from gc_nc.models.mlp import MLP, MLP_STAGES
 from gc_nc.models.resnet import RESNET_STAGES, ResNet
 from gc_nc.models.vgg import VGG, VGG_STAGES
@@ -50,8 +49,7 @@ def build_model(
       InputError: an unknown name, `num_classes` below 1 or a width that is not positive.
     """
     if name not in MODEL_NAMES:
-        near = difflib.get_close_matches(name, MODEL_NAMES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = suggestion(name, MODEL_NAMES)
         raise InputError(f"model {name!r} is not one of {', '.join(MODEL_NAMES)}{hint}")
     if num_classes < 1:
         raise InputError(f"num_classes={num_classes} must be at least 1")

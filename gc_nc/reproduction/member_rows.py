@@ -26,11 +26,12 @@ from gc_nc.measurement.checkpoint_measurements import (
     measure_checkpoints,
     measure_flatness,
 )
+from gc_nc.measurement.measurements_file import add_measurements, read_measurements
 from gc_nc.measurement.transfer_evaluation import FINE_TUNING, SPLITS, Protocol
 from gc_nc.runs import loop
 from gc_nc.runs.checkpoints import StorageError
 from gc_nc.runs.configuration import flatten
-from gc_nc.runs.finished_run import FinishedRun, add_measurements, open_run, read_measurements
+from gc_nc.runs.finished_run import FinishedRun, open_run
 from gc_nc.runs.run_directory import (
     RunInUseError,
     check_same_config,

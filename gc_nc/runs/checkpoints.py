@@ -65,11 +65,8 @@ class Checkpoints:
         """Opens the directory, which is made if it is missing; `keep` of the newest are kept."""
         self._directory = directory.absolute()
         self._policy = _NewestAndBest(keep)
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            # Named, so that the shapes in a checkpoint can be read without restoring it.
-            item_handlers=ocp.StandardCheckpointHandler(),
-            options=ocp.CheckpointManagerOptions(preservation_policy=self._policy, create=True),
+        self._manager = _open_manager(
+            self._directory, preservation_policy=self._policy, create=True
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -173,16 +170,11 @@ class Checkpoints:
         return Restored(None, None, ())
 
     def _check_structure(self, step: int, like: TrainState) -> None:
-        """Before restoring: Orbax's own message runs over pages and leaves work undone behind."""
         stored = self._manager.item_metadata(step)
         if not jax.tree.leaves(stored):
             raise ValueError("it is empty")
-        if differing := differing_shapes(stored, like, exactly=True):
-            raise InputError(
-                f"the checkpoint of step {step} in {self._directory} is of another network or"
-                f" optimizer: {differing[0]}; use the version of gc_nc that made it, or another"
-                " workdir"
-            )
+        fix = "use the version of gc_nc that made it, or another workdir"
+        check_shapes(step, self._directory, stored, like, fix, exactly=True)
 
     def _set_aside(self, step: int) -> Path:
         shelf = self._directory.parent / UNREADABLE
@@ -205,13 +197,39 @@ class Checkpoints:
         )
 
 
-def differing_shapes(stored: Any, like: Any, *, exactly: bool = False) -> list[str]:
-    """A line for each array that a checkpoint lacks, or has in another shape.
+def open_read_only(directory: Path) -> ocp.CheckpointManager:
+    """The checkpoints below a directory, which is neither made nor tidied up; a context manager."""
+    # Orbax warns about read-only access every time, although it is what was asked for.
+    with _quiet_library(logging.ERROR):
+        return _open_manager(directory.absolute(), read_only=True, create=False)
+
+
+def _open_manager(directory: Path, **options) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+        directory,
+        # Named, so that the shapes in a checkpoint can be read without restoring it.
+        item_handlers=ocp.StandardCheckpointHandler(),
+        options=ocp.CheckpointManagerOptions(**options),
+    )
+
+
+def check_shapes(
+    step: int, directory: Path, stored: Any, like: Any, fix: str, *, exactly: bool = False
+) -> None:
+    """Checks that a checkpoint has the arrays that are needed, before it is restored.
+
+    Orbax's own message runs over pages and leaves work undone behind.
 
     Args:
+      step: of the checkpoint.
+      directory: that has it.
       stored: Orbax's metadata of the checkpoint.
       like: a tree of arrays or shapes.
+      fix: what the user can do.
       exactly: whether arrays of the checkpoint that `like` lacks count too.
+
+    Raises:
+      InputError: an array is missing or has another shape.
     """
     there = {leaf.name: tuple(leaf.shape) for leaf in jax.tree.leaves(stored)}
     needed = {
@@ -219,19 +237,23 @@ def differing_shapes(stored: Any, like: Any, *, exactly: bool = False) -> list[s
         for path, leaf in jax.tree_util.tree_leaves_with_path(like)
     }
     names = sorted(there.keys() | needed.keys()) if exactly else needed
-    return [
-        f"{name} has shape {there.get(name, 'none')} there and {needed.get(name, 'none')} by the"
-        " config"
-        for name in names
-        if there.get(name) != needed.get(name)
-    ]
+    differing = [name for name in names if there.get(name) != needed.get(name)]
+    if not differing:
+        return
+    name = differing[0]
+    more = f" and {len(differing) - 1} more differ" if len(differing) > 1 else ""
+    raise InputError(
+        f"the checkpoint of step {step} in {directory} is of another network or optimizer: {name}"
+        f" has shape {there.get(name, 'none')} there and {needed.get(name, 'none')} by the"
+        f" config{more}; {fix}"
+    )
 
 
 @contextlib.contextmanager
-def _quiet_library():
+def _quiet_library(level: int = logging.FATAL):
     """Orbax and TensorStore print pages about what one line of ours says."""
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.FATAL)
+    logging.set_verbosity(level)
     try:
         yield
     finally:

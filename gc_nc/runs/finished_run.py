@@ -20,7 +20,7 @@ from gc_nc.data.datasets import ImageDataset
 from gc_nc.data.device_batches import Normalization
 from gc_nc.errors import InputError
 from gc_nc.models import build_model
-from gc_nc.runs.checkpoints import differing_shapes
+from gc_nc.runs.checkpoints import check_shapes, open_read_only
 from gc_nc.runs.configuration import check_config, default_config, flatten
 from gc_nc.runs.run_data import load_run_data
 from gc_nc.files import locked, read_json_object, to_json, write_atomically
@@ -81,7 +81,7 @@ class FinishedRun:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement), shapes
         )
         try:
-            with _open_checkpoints(self.workdir) as manager:
+            with open_read_only(self.workdir / "checkpoints") as manager:
                 self._check_shapes(step, manager, shapes)
                 state = manager.restore(step, args=ocp.args.StandardRestore(like))
         except (ValueError, TypeError, KeyError, OSError) as error:
@@ -93,7 +93,7 @@ class FinishedRun:
     def check_checkpoint(self, step: int) -> None:
         """Raises InputError where `variables` would for lack of the step or for another shape."""
         self._check_step(step)
-        with _open_checkpoints(self.workdir) as manager:
+        with open_read_only(self.workdir / "checkpoints") as manager:
             self._check_shapes(step, manager, self._state_shapes())
 
     def _state_shapes(self):
@@ -102,19 +102,13 @@ class FinishedRun:
         return jax.eval_shape(lambda: init_state(0, self.model, optimizer, image_shape))
 
     def _check_shapes(self, step: int, manager: ocp.CheckpointManager, state) -> None:
-        """Before restoring: Orbax's own message runs over pages and leaves work undone behind."""
         try:
             stored = manager.item_metadata(step)
         except (ValueError, TypeError, KeyError, OSError) as error:
             raise InputError(
                 f"the checkpoint of step {step} in {self.workdir} cannot be read ({error})"
             ) from error
-        if differing := differing_shapes(stored, state.variables):
-            more = f" and {len(differing) - 1} more differ" if len(differing) > 1 else ""
-            raise InputError(
-                f"the checkpoint of step {step} in {self.workdir} is of another network:"
-                f" {differing[0]}{more}; restore its config.json"
-            )
+        check_shapes(step, self.workdir, stored, state.variables, "restore its config.json")
 
     def _check_step(self, step: int) -> None:
         if step not in self.steps:
@@ -169,54 +163,11 @@ def open_run(
     return FinishedRun(workdir, config, model, dataset, normalization, steps, held)
 
 
-def read_measurements(workdir: Path) -> dict[str, dict[str, float]]:
-    """measurements.json, {step: {"split/metric": value}}; {} where nothing was measured yet.
-
-    Raises:
-      InputError: it cannot be read, or nothing can be written beside it.
-    """
-    if not os.access(workdir, os.W_OK | os.X_OK):
-        raise InputError(f"workdir {workdir} cannot be written to, and the results go there")
-    path = workdir / "measurements.json"
-    measurements = read_json_object(path) if path.exists() else {}
-    for step, values in measurements.items():
-        if not step.isdecimal() or not isinstance(values, dict):
-            raise InputError(f"{path} holds {step!r}, which is no step; move the file away")
-    return measurements
-
-
-def add_measurements(workdir: Path, step: int, values: dict[str, float]) -> Path:
-    """Merges values of a step into measurements.json, whose other values stay; returns its path."""
-    path = workdir / "measurements.json"
-    # Several commands may measure the run at once.
-    with locked(workdir / ".measurements.lock"):
-        measurements = read_measurements(workdir)
-        measurements[str(step)] = dict(sorted((measurements.get(str(step), {}) | values).items()))
-        ordered = {name: measurements[name] for name in sorted(measurements, key=int)}
-        write_atomically(path, to_json(ordered))
-    return path
-
-
-def _open_checkpoints(workdir: Path) -> ocp.CheckpointManager:
-    # Read-only: it must neither make the folder nor clear away what an interrupted save left.
-    # Orbax warns about this every time, although it is what was asked for.
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        return ocp.CheckpointManager(
-            (workdir / "checkpoints").absolute(),
-            # Named, so that the shapes in a checkpoint can be read without restoring it.
-            item_handlers=ocp.StandardCheckpointHandler(),
-            options=ocp.CheckpointManagerOptions(read_only=True, create=False),
-        )
-    finally:
-        logging.set_verbosity(verbosity)
-
-
 def _checkpoint_steps(workdir: Path) -> tuple[int, ...]:
-    if not (workdir / "checkpoints").is_dir():
+    directory = workdir / "checkpoints"
+    if not directory.is_dir():
         return ()
-    with _open_checkpoints(workdir) as manager:
+    with open_read_only(directory) as manager:
         return tuple(sorted(int(step) for step in manager.all_steps()))
 
 

@@ -19,7 +19,7 @@ from gc_nc.data.streaming import stream_batches
 from gc_nc.errors import InputError
 from gc_nc.files import to_json, write_atomically
 from gc_nc.runs import run_directory
-from gc_nc.runs.checkpoints import Checkpoints, StorageError
+from gc_nc.runs.checkpoints import Checkpoints, Restored, StorageError
 from gc_nc.runs.configuration import check_config
 from gc_nc.runs.decisions import Decisions
 from gc_nc.training.evaluation import evaluate_split, gc_subset, on_device
@@ -80,7 +80,8 @@ def train(
             if is_main_process():
                 run_directory.create_run_directory(workdir, config, setup.data_facts())
             wait_for_all("the run's directory is there")
-            results = _Run(setup, workdir).until_done()
+            with contextlib.ExitStack() as stack:
+                results = _Run(setup, workdir, stack).until_done()
             if is_main_process():
                 # Last: it is what marks the run as finished.
                 text = to_json(results)
@@ -91,7 +92,7 @@ def train(
                 raise
             raise StorageError(
                 f"workdir {workdir} could not be written to ({error}); free some space: the same"
-                " command goes on from the last checkpoint"
+                " command resumes from the last checkpoint"
             ) from error
     return results
 
@@ -104,65 +105,69 @@ _AGREE_EVERY = 10
 
 
 class _Run:
-    """A run that goes on: its state's place in the directory, its records and decisions."""
+    """A run under way: its programs, its files and what they decided so far."""
 
-    def __init__(self, setup: RunSetup, workdir: Path):
+    def __init__(self, setup: RunSetup, workdir: Path, stack: contextlib.ExitStack):
+        """Opens the files of the run, which `stack` closes, and finds where to resume."""
+        config, placement = setup.config, setup.placement
         self._setup = setup
-        self._config = setup.config
-        self._placement = setup.placement
+        self._config = config
+        self._placement = placement
         self._workdir = workdir
-
-    def until_done(self) -> dict[str, Any]:
-        config = self._config
-        placement = self._placement
-        state = self._setup.initial_state()
         # Sorted: their order numbers the keys of the probes.
         self._splits = {
-            name: on_device(split, placement) for name, split in sorted(self._setup.splits.items())
+            name: on_device(split, placement) for name, split in sorted(setup.splits.items())
         }
         keys = jax.jit(partial(_run_keys, config.seed), **placement.jit_options)()
         self._augment_key, self._probe_key, self._penalty_key, self._monitor_key = keys
-        self._programs = self._setup.compile()
-        split = self._setup.splits["train"]
+        self._programs = setup.compile()
+        split = setup.splits["train"]
         # By the same seed a part of the evaluation's examples, and as random.
         num_watched = min(config.monitor.examples, config.evaluation.gc_examples)
         watched = gc_subset(config.seed, len(split.labels), num_watched)
         self._watched_images = placement.replicate(split.images[watched])
-        with contextlib.ExitStack() as stack:
-            self._checkpoints = stack.enter_context(
-                Checkpoints(self._workdir / "checkpoints", keep=config.checkpoint.keep)
-            )
-            restored = self._checkpoints.restore_newest(state)
-            state = state if restored.state is None else restored.state
-            resume_step = restored.step
-            self._progress = Progress(resume_step or 0, config.num_steps)
-            stack.callback(self._progress.close)
-            if self._setup.streamed:
-                self._progress.say("images are read while they are used (config.data.streaming)")
-            for line in restored.unreadable:
-                self._progress.say(line)
-            if resume_step is not None:
-                self._progress.say(f"going on from the checkpoint of step {resume_step}")
-            elif run_directory.read_records(self._workdir):
-                self._progress.say("no checkpoint to go on from: starting again from step 0")
-            self._log = run_directory.MetricLog(self._workdir, resume_step)
-            stack.callback(self._log.close)
-            self._received = stack.enter_context(noting_signals(self._progress.say))
-            self._decisions = Decisions(config, len(self._setup.dataset.train.labels))
-            self._located = None
-            step = resume_step or 0
-            evaluations = _evaluations(self._log.records)
-            for record in evaluations:
-                self._note_evaluation(record)
-            evaluated = bool(evaluations) and evaluations[-1]["step"] == step
-            if self._evaluation_is_due(step) and not evaluated:
-                self._evaluate(state, step)
-            # Compiled before the steps whose speed is logged.
-            _all_finite(_trained(state))
-            if 0 < config.monitor.every_steps < config.num_steps:
-                self._watch(state, step)
-            self._batches = stack.enter_context(self._stream_from(step))
-            self._take_steps(state, step)
+
+        self._checkpoints = stack.enter_context(
+            Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+        )
+        initial = setup.initial_state()
+        restored = self._checkpoints.restore_newest(initial)
+        self._state = initial if restored.state is None else restored.state
+        self._step = restored.step or 0
+        self._progress = Progress(self._step, config.num_steps)
+        stack.callback(self._progress.close)
+        self._say_where_it_starts(restored)
+        self._log = run_directory.MetricLog(workdir, restored.step)
+        stack.callback(self._log.close)
+        self._received = stack.enter_context(noting_signals(self._progress.say))
+        self._batches = stack.enter_context(self._stream_from(self._step))
+        # The order of the current epoch, on the host and where the arrays are.
+        self._order: tuple[Any, Any] = (None, None)
+        self._decisions = Decisions(config, len(setup.dataset.train.labels))
+        for record in _evaluations(self._log.records):
+            self._note_evaluation(record)
+
+    def _say_where_it_starts(self, restored: Restored) -> None:
+        if self._setup.streamed:
+            self._progress.say("images are read while they are used (config.data.streaming)")
+        for line in restored.unreadable:
+            self._progress.say(line)
+        if restored.step is not None:
+            self._progress.say(f"resuming from the checkpoint of step {restored.step}")
+        elif run_directory.read_records(self._workdir):
+            self._progress.say("no checkpoint to resume from: starting again from step 0")
+
+    def until_done(self) -> dict[str, Any]:
+        """Trains to the end and returns the results."""
+        evaluations = _evaluations(self._log.records)
+        evaluated = bool(evaluations) and evaluations[-1]["step"] == self._step
+        if self._evaluation_is_due(self._step) and not evaluated:
+            self._evaluate()
+        # Compiled before the steps whose speed is logged.
+        _all_finite(_trained(self._state))
+        if 0 < self._config.monitor.every_steps < self._config.num_steps:
+            self._watch()
+        self._take_steps()
         return self._finish()
 
     def _stream_from(self, step: int) -> contextlib.AbstractContextManager:
@@ -174,16 +179,17 @@ class _Run:
         split = self._setup.splits["train"]
         return contextlib.closing(stream_batches(split, self._setup.order, step, steps, rows=rows))
 
-    def _take_steps(self, state: TrainState, step: int) -> None:
+    def _take_steps(self) -> None:
         config = self._config
         # The record of a step whose metrics are still on the device: fetching them right away would
         # keep the device waiting for the host.
         pending = None
-        started, counted_from = time.perf_counter(), step
+        started, counted_from = time.perf_counter(), self._step
         while not self._decisions.stopped_by:
-            with self._saving_if_unreadable(state, step, pending):
-                state, batch = self._step(state, step)
-            step += 1
+            with self._saving_if_unreadable(pending):
+                self._state, batch = self._train_step()
+            self._step += 1
+            step = self._step
             self._progress.advance()
             if pending is not None:
                 self._log_record(*pending)
@@ -191,7 +197,7 @@ class _Run:
             record = {}
             # An evaluation measures the same on more examples.
             if _due(config.monitor.every_steps, step) and not self._evaluation_is_due(step):
-                record |= self._watch(state, step)
+                record |= self._watch()
             if _due(config.log_every_steps, step):
                 elapsed = time.perf_counter() - started
                 record |= {f"batch/{name}": value for name, value in batch.items()}
@@ -200,7 +206,7 @@ class _Run:
                 pending = (step, record)
             evaluate = self._evaluation_is_due(step)
             save = _due(config.checkpoint.every_steps, step)
-            signalled = self._signal(step)
+            signalled = self._signal()
             if not (evaluate or save or signalled):
                 continue
             if pending is not None:
@@ -208,36 +214,36 @@ class _Run:
                 pending = None
             self._check_finite(step, batch["total_loss"])
             # The state after the step may be broken although the loss before it was finite.
-            self._check_state(step, state)
+            self._check_state()
             if evaluate:
-                with self._saving_if_unreadable(state, step):
-                    save |= self._evaluate(state, step)
+                with self._saving_if_unreadable():
+                    save |= self._evaluate()
                 # Asked again: a signal may have come during the evaluation.
-                signalled = signalled or self._signal(step, ask_now=True)
+                signalled = signalled or self._signal(ask_now=True)
             if save or signalled or self._decisions.stopped_by:
                 self._log.sync()
-                self._checkpoints.save(state)
+                self._checkpoints.save(self._state)
             if signalled and not self._decisions.stopped_by:
                 raise Interrupted(signalled, step)
             # Steps per second are of training alone.
             started, counted_from = time.perf_counter(), step
 
-    def _step(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, jax.Array]]:
+    def _train_step(self) -> tuple[TrainState, dict[str, jax.Array]]:
         if self._batches is not None:
-            batch = self._placement.divide_batch(next(self._batches))
-            arguments = state, batch, self._augment_key
+            where = (self._placement.divide_batch(next(self._batches)),)
         else:
-            order, offset = self._setup.order.locate(step)
-            if order is not self._located:
-                self._located, self._placed_order = order, self._placement.replicate(order)
-            arguments = state, self._splits["train"], self._placed_order, offset, self._augment_key
-        weight = penalty_weight(self._config, step)
+            order, offset = self._setup.order.locate(self._step)
+            if order is not self._order[0]:
+                self._order = order, self._placement.replicate(order)
+            where = self._splits["train"], self._order[1], offset
+        arguments = self._state, *where, self._augment_key
+        weight = penalty_weight(self._config, self._step)
         if weight:
             return self._programs.penalised_step(*arguments, self._penalty_key, np.float32(weight))
         return self._programs.plain_step(*arguments)
 
     @contextlib.contextmanager
-    def _saving_if_unreadable(self, state: TrainState, step: int, pending: tuple | None = None):
+    def _saving_if_unreadable(self, pending: tuple | None = None):
         """Saves the state where an image that is streamed cannot be read."""
         try:
             yield
@@ -247,35 +253,37 @@ class _Run:
                 raise StorageError(str(error)) from error
             if pending is not None:
                 self._log_record(*pending)
-            self._check_state(step, state)
+            self._check_state()
             self._log.sync()
-            self._checkpoints.save(state)
-            raise StorageError(f"{error}; the same command goes on from step {step}") from error
+            self._checkpoints.save(self._state)
+            raise StorageError(
+                f"{error}; the same command resumes from step {self._step}"
+            ) from error
 
-    def _signal(self, step: int, *, ask_now: bool = False) -> int:
+    def _signal(self, *, ask_now: bool = False) -> int:
         """The signal that one of the run's processes got, or 0; all hear of it at the same step."""
-        if jax.process_count() > 1 and not (ask_now or step % _AGREE_EVERY == 0):
+        if jax.process_count() > 1 and not (ask_now or self._step % _AGREE_EVERY == 0):
             return 0
         return largest_of_all(self._received[0] if self._received else 0)
 
-    def _watch(self, state: TrainState, step: int) -> dict[str, jax.Array]:
-        key = jax.random.fold_in(self._monitor_key, step)
-        return self._programs.monitor(state.variables, self._watched_images, key)
+    def _watch(self) -> dict[str, jax.Array]:
+        key = jax.random.fold_in(self._monitor_key, self._step)
+        return self._programs.monitor(self._state.variables, self._watched_images, key)
 
     def _evaluation_is_due(self, step: int) -> bool:
         return step in (0, self._config.num_steps) or _due(
             self._config.evaluation.every_steps, step
         )
 
-    def _evaluate(self, state: TrainState, step: int) -> bool:
+    def _evaluate(self) -> bool:
         """Evaluates; whether that was the best so far."""
-        config = self._config.evaluation
+        config, step = self._config.evaluation, self._step
         values = {}
         for i, (split, arrays) in enumerate(self._splits.items()):
             key = jax.random.fold_in(jax.random.fold_in(self._probe_key, step), i)
             measured = evaluate_split(
                 self._setup.measured_model,
-                state.variables,
+                self._state.variables,
                 arrays,
                 self._setup.normalization,
                 self._setup.subsets[split],
@@ -305,9 +313,9 @@ class _Run:
         if self._config.on_divergence == "stop" and not math.isfinite(total_loss):
             self._stop_diverged(f"the loss is {float(total_loss)} at step {step}")
 
-    def _check_state(self, step: int, state: TrainState) -> None:
-        if self._config.on_divergence == "stop" and not _all_finite(_trained(state)):
-            self._stop_diverged(f"the state became infinite or NaN in step {step}")
+    def _check_state(self) -> None:
+        if self._config.on_divergence == "stop" and not _all_finite(_trained(self._state)):
+            self._stop_diverged(f"the state became infinite or NaN in step {self._step}")
 
     def _stop_diverged(self, what: str) -> None:
         saved = self._checkpoints.latest_step()

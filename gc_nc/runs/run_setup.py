@@ -25,7 +25,7 @@ from gc_nc.data.streamed_images import StreamedImages
 from gc_nc.errors import InputError
 from gc_nc.models import build_model
 from gc_nc.training.evaluation import gc_subset, monitor_complexity
-from gc_nc.training.penalties import make_penalty
+from gc_nc.training.penalties import GCPenalty, make_penalty
 from gc_nc.devices import Placement
 from gc_nc.files import read_json_object
 from gc_nc.runs.run_directory import has_begun, read_data_facts
@@ -35,7 +35,7 @@ from gc_nc.training.step import (
     init_state,
     make_optimizer,
     train_step,
-    train_step_on_batch,
+    train_step_at,
 )
 
 
@@ -43,7 +43,7 @@ class Programs(NamedTuple):
     """What is compiled of a run.
 
     Attributes:
-      plain_step: `train_step` of a resident split, `train_step_on_batch` of a streamed one.
+      plain_step: `train_step` of a streamed batch, or `train_step_at` of a resident split.
       penalised_step: the same with the run's GC penalty.
       monitor: `monitor_complexity`.
     """
@@ -171,29 +171,33 @@ class RunSetup:
                 f" {needed / 2**30:.3g} GiB and {free / 2**30:.3g} GiB are free; lower it"
             )
 
+    def _step(self, penalty: GCPenalty | None) -> Callable:
+        config = self.config
+        step = partial(
+            train_step,
+            model=self._model,
+            optimizer=self._optimizer,
+            normalization=self.normalization,
+            augmentation=Augmentation(config.data.crop_padding, config.data.flip),
+            l2=config.optimizer.l2,
+            penalty=penalty,
+            precision=config.precision,
+            placement=self.placement,
+        )
+        return (
+            step
+            if self.streamed
+            else partial(train_step_at, batch_size=config.batch_size, step=step)
+        )
+
     def compile(self) -> "Programs":
         """The programs of the run; JAX compiles each at its first call."""
         config, placement = self.config, self.placement
-        step = train_step_on_batch
-        if not self.streamed:
-            step = partial(train_step, batch_size=config.batch_size)
         # Never both in one program: XLA's CPU backend runs convolutions inside a conditional many
         # times slower, so the host chooses by the step number.
         plain, penalised = (
             jit_for_device(
-                partial(
-                    step,
-                    model=self._model,
-                    optimizer=self._optimizer,
-                    normalization=self.normalization,
-                    augmentation=Augmentation(config.data.crop_padding, config.data.flip),
-                    l2=config.optimizer.l2,
-                    penalty=penalty,
-                    precision=config.precision,
-                    placement=placement,
-                ),
-                donate_argnames="state",
-                **placement.jit_options,
+                self._step(penalty), donate_argnames="state", **placement.jit_options
             )
             for penalty in (None, self._penalty)
         )

@@ -15,7 +15,7 @@ class Interrupted(Exception):  # noqa: N818 - an event, not an error
 
     def __init__(self, signal_number: int, step: int):
         """`signal_number` is the one that came, `step` the one that was saved."""
-        super().__init__(f"stopped at step {step}; the same command goes on from there")
+        super().__init__(f"stopped at step {step}; the same command resumes from there")
         self.signal_number = signal_number
 
 

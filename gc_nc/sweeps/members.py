@@ -1,7 +1,6 @@
 """The members of a sweep: overrides of one config, typed, checked, named and without duplicates."""
 
 import dataclasses
-import difflib
 import hashlib
 import inspect
 import itertools
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from gc_nc.errors import InputError
+from gc_nc.errors import InputError, suggestion
 from gc_nc.runs.configuration import check_config, default_config, flatten
 
 # Of a folder's name, which most file systems limit to 255 bytes.
@@ -145,8 +144,7 @@ def _make_member(base: ConfigDict, overrides: Mapping[Any, Any], fixed: Collecti
     keys = list(flatten(config))
     for key, value in overrides.items():
         if key not in keys:
-            near = difflib.get_close_matches(str(key), keys, n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]}?" if near else f"; keys are {', '.join(keys)}"
+            hint = suggestion(str(key), keys, "{}") or f"; keys are {', '.join(keys)}"
             raise InputError(f"{key!r} is not a key of this config{hint}")
         if key in fixed:
             raise InputError(

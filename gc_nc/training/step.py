@@ -2,6 +2,7 @@
 
 import contextlib
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -119,36 +120,6 @@ def l2_penalty(params: dict) -> jax.Array:
 
 def train_step(
     state: TrainState,
-    split: ImageSplit,
-    order: jax.Array,
-    offset: jax.Array,
-    key: jax.Array,
-    penalty_key: jax.Array | None = None,
-    penalty_weight: Any = None,
-    *,
-    batch_size: int,
-    **options,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """`train_step_on_batch` of order[offset : offset + batch_size] of a device-resident split.
-
-    Args:
-      state: before the step.
-      split: on the device.
-      order: of its examples.
-      offset: in it, at which the batch starts.
-      key: as there.
-      penalty_key: as there.
-      penalty_weight: as there.
-      batch_size: B.
-      **options: as there.
-    """
-    indices = jax.lax.dynamic_slice(order, (offset,), (batch_size,))
-    batch = ImageSplit(split.images[indices], split.labels[indices])
-    return train_step_on_batch(state, batch, key, penalty_key, penalty_weight, **options)
-
-
-def train_step_on_batch(
-    state: TrainState,
     batch: ImageSplit,
     key: jax.Array,
     penalty_key: jax.Array | None = None,
@@ -234,3 +205,27 @@ def train_step_on_batch(
         opt_state=opt_state,
     )
     return state, metrics
+
+
+def train_step_at(
+    state: TrainState,
+    split: ImageSplit,
+    order: jax.Array,
+    offset: jax.Array,
+    *keys: Any,
+    batch_size: int,
+    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """A step on the batch order[offset : offset + batch_size] of a split that is on the device.
+
+    Args:
+      state: before the step.
+      split: all its examples.
+      order: of the examples, (N,).
+      offset: where in the order the batch starts.
+      *keys: what `train_step` takes after the batch.
+      batch_size: B.
+      step: `train_step` with its options.
+    """
+    indices = jax.lax.dynamic_slice(order, (offset,), (batch_size,))
+    return step(state, ImageSplit(split.images[indices], split.labels[indices]), *keys)

@@ -47,7 +47,7 @@ def test_e6_no_such_device_is_one_line(error, reason, command, capsys, monkeypat
         jax.devices()
 
     monkeypatch.setattr(jax, "devices", devices)
-    monkeypatch.setattr(launcher, "_platforms", lambda: "cuda")
+    monkeypatch.setattr(launcher, "asked_platforms", lambda: "cuda")
     with pytest.raises(SystemExit) as stop:
         command(main)
     assert stop.value.code == launcher.EXIT_BAD_INPUT

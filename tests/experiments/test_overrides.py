@@ -15,11 +15,12 @@ from ml_collections import config_flags
 
 from experiments import launcher
 from gc_nc.errors import InputError
-from gc_nc.runs.configuration import check_config, default_config, flatten, key_types
+from gc_nc.runs.configuration import check_config, default_config, flatten
+from gc_nc.runs.settings import SETTINGS
 
 DEFAULTS = flatten(default_config())
 KEYS = list(DEFAULTS)
-TYPES = key_types()
+TYPES = {key: setting.type for key, setting in SETTINGS.items()}
 GROUPS = sorted({key[:i] for key in KEYS for i, letter in enumerate(key) if letter == "."})
 NUMBERS = [
     *(
@@ -192,8 +193,8 @@ def test_r7_values_are_taken_as_their_type(argument, key, expected):
         (["num_steps=many"], "config.num_steps='many' must be a whole number"),
         (
             ["model=3"],
-            "config.model is a group of keys; set config.model.batch_norm, config.model.dtype,"
-            " config.model.name, config.model.width one by one",
+            "config.model is a group of keys; set config.model.name, config.model.width,"
+            " config.model.batch_norm, config.model.dtype one by one",
         ),
         (
             ["schedule.boundaries[7]=0.7"],
@@ -210,8 +211,8 @@ def test_r7_values_are_taken_as_their_type(argument, key, expected):
         ),
         (
             ["optimizer={'learning_rate': 'a', 'momentum': 0.0, 'l2': 0.0}"],
-            "config.optimizer is a group of keys; set config.optimizer.decoupled_decay,"
-            " config.optimizer.l2, config.optimizer.learning_rate, config.optimizer.momentum one"
+            "config.optimizer is a group of keys; set config.optimizer.learning_rate,"
+            " config.optimizer.momentum, config.optimizer.l2, config.optimizer.decoupled_decay one"
             " by one",
         ),
         (

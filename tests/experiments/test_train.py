@@ -140,7 +140,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny_run):
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130
     assert stderr.startswith("error: stopped at step")
-    assert "the same command goes on from there" in stderr
+    assert "the same command resumes from there" in stderr
     step = int(stderr.split("step ")[1].split(";")[0])
     assert (workdir / "checkpoints" / str(step)).is_dir()
 

@@ -382,6 +382,8 @@ def test_a_checkpoint_of_another_shape_is_one_line(runs, tmp_path, monkeypatch):
     stored = json.loads((workdir / "config.json").read_text())
     stored["model"]["width"] = 0.1
     (workdir / "config.json").write_text(json.dumps(stored))
-    with pytest.raises(InputError, match=r"of another network: .* has shape \(\d") as error:
+    with pytest.raises(
+        InputError, match=r"of another network or optimizer: .* has shape \(\d"
+    ) as error:
         command(workdir=str(workdir))
     assert "\n" not in str(error.value)

@@ -228,7 +228,7 @@ def test_two_processes_train_the_same_network(long_run):
         other.data.streaming = True
     for output in run_two_processes(other, workdir, signal_after=3):
         assert output.endswith(
-            "signal 15: stopped at step 10; the same command goes on from there\n"
+            "signal 15: stopped at step 10; the same command resumes from there\n"
         )
     outputs = run_two_processes(other, workdir)
     results = [json.loads(output.splitlines()[-1]) for output in outputs]

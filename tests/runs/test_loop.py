@@ -130,7 +130,7 @@ def test_r4_an_interrupted_run_ends_as_an_unbroken_one(
     assert stop.value.signal_number == number
     assert not (workdir / "results.json").exists()
     assert loop.train(config, workdir) == unbroken["results"]
-    assert f"going on from the checkpoint of step {stop_after}" in capsys.readouterr().out
+    assert f"resuming from the checkpoint of step {stop_after}" in capsys.readouterr().out
     assert deterministic(run_directory.read_records(workdir)) == unbroken["records"]
     for a, b in zip(state_leaves(config, workdir, 8), unbroken["state"], strict=True):
         np.testing.assert_array_equal(a, b)
@@ -206,7 +206,7 @@ def test_a_run_without_its_checkpoints_says_that_it_starts_again(tiny_run, capsy
     (workdir / "results.json").unlink()
     shutil.rmtree(workdir / "checkpoints")
     assert loop.train(config, workdir) == results
-    assert "no checkpoint to go on from: starting again" in capsys.readouterr().out
+    assert "no checkpoint to resume from: starting again" in capsys.readouterr().out
 
 
 def _only_below(limit, save):

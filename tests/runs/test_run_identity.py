@@ -158,7 +158,7 @@ class PastTheCheckError(Exception):
 
 @pytest.fixture
 def stops_after_the_check(monkeypatch):
-    def stop(setup, workdir):
+    def stop(setup, workdir, stack):
         raise PastTheCheckError
 
     monkeypatch.setattr(loop, "_Run", stop)

@@ -103,5 +103,5 @@ def test_an_image_that_breaks_meanwhile_saves_and_the_run_goes_on_once_it_is_men
     for path, content in whole.items():
         path.write_bytes(content)
     assert loop.train(config, workdir) == unbroken
-    assert f"going on from the checkpoint of step {step}\n" in capsys.readouterr().out
+    assert f"resuming from the checkpoint of step {step}\n" in capsys.readouterr().out
     assert without_clock(workdir) == without_clock(workdir.with_name("unbroken"))

@@ -96,9 +96,9 @@ def test_a_sweep_of_four_two_at_a_time_with_a_failure_and_a_preemption(slurm, ti
     assert "the loss is" in table[2]
     assert table[4] == "4 members: 3 done, 1 failed"
     logs = [(workdir / "logs" / f"{name}.log").read_text() for name in LENGTHS]
-    (requeued,) = (log for log in logs if "going on from the checkpoint of step" in log)
+    (requeued,) = (log for log in logs if "resuming from the checkpoint of step" in log)
     assert requeued.count("=== started") == 2
-    step = int(re.search(r"going on from the checkpoint of step (\d+)", requeued).group(1))
+    step = int(re.search(r"resuming from the checkpoint of step (\d+)", requeued).group(1))
     assert 0 < step < LONG
     for name in LENGTHS.keys() - {FAILING}:
         results = json.loads((workdir / name / "results.json").read_text())

@@ -97,17 +97,17 @@ class NotingFetches:
 
 def test_no_step_waits_for_the_device(tiny_run, monkeypatch):
     fetches = []
-    take, watch = loop._Run._step, loop._Run._watch
+    take, watch = loop._Run._train_step, loop._Run._watch
 
     def noting(metrics):
         return {name: NotingFetches(value, fetches) for name, value in metrics.items()}
 
-    def step(*arguments):
-        state, metrics = take(*arguments)
+    def step(run):
+        state, metrics = take(run)
         return state, noting(metrics)
 
-    monkeypatch.setattr(loop._Run, "_step", step)
-    monkeypatch.setattr(loop._Run, "_watch", lambda *arguments: noting(watch(*arguments)))
+    monkeypatch.setattr(loop._Run, "_train_step", step)
+    monkeypatch.setattr(loop._Run, "_watch", lambda run: noting(watch(run)))
     config, workdir = tiny_run
     with_penalty(config, **PENALTY)
     counts = count_between_steps(monkeypatch, lambda: len(fetches))
@@ -123,14 +123,15 @@ def test_the_state_is_donated(tiny_run, monkeypatch):
     config, workdir = tiny_run
     with_penalty(config, **PENALTY)
     deleted = []
-    take = loop._Run._step
+    take = loop._Run._train_step
 
-    def step(self, state, number):
-        after = take(self, state, number)
+    def step(run):
+        state = run._state
+        after = take(run)
         deleted.extend(leaf.is_deleted() for leaf in jax.tree.leaves(state))
         return after
 
-    monkeypatch.setattr(loop._Run, "_step", step)
+    monkeypatch.setattr(loop._Run, "_train_step", step)
     loop.train(quiet(config), workdir)
     assert len(deleted) > 0
     assert all(deleted)
@@ -168,15 +169,15 @@ def test_a_penalised_run_logs_its_terms_and_goes_on_as_an_unbroken_one(tiny_run,
         pass
 
     broken = workdir.with_name("broken")
-    take = loop._Run._step
+    take = loop._Run._train_step
 
-    def fails_in_step_7(self, state, number):
-        if number == 7:
+    def fails_in_step_7(run):
+        if run._step == 7:
             raise PowerCut
-        return take(self, state, number)
+        return take(run)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "_step", fails_in_step_7)
+        patch.setattr(loop._Run, "_train_step", fails_in_step_7)
         with pytest.raises(PowerCut):
             loop.train(config, broken)
     loop.train(config, broken)
@@ -294,11 +295,11 @@ def test_training_precision_is_the_config_s_and_measuring_is_always_the_highest(
             train_step,
             optimizer=make_optimizer(config),
             augmentation=Augmentation(),
-            batch_size=2,
             l2=0.0,
             precision=precision,
             **options,
         )
-        found = precisions_of(step, state, split, jnp.arange(10), 0, jax.random.key(0))
+        batch = ImageSplit(split.images[:2], split.labels[:2])
+        found = precisions_of(step, state, batch, jax.random.key(0))
         assert all(expected in value for value in found), found
         assert found

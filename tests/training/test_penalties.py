@@ -22,7 +22,7 @@ from gc_nc.training.penalties import (
     geometric_complexity_with_outputs,
     penalty_weight,
 )
-from gc_nc.training.step import init_state, train_step
+from gc_nc.training.step import init_state, train_step, train_step_at
 from tests.rounding import assert_same_numbers
 
 KEY = jax.random.key(0)
@@ -48,11 +48,10 @@ def penalised_step(model=PLAIN, penalty=None, **options):
         "optimizer": optax.sgd(1.0),
         "normalization": NORMALIZATION,
         "augmentation": Augmentation(),
-        "batch_size": 8,
         "l2": 0.0,
         "penalty": penalty,
     }
-    return partial(train_step, **(defaults | options))
+    return partial(train_step_at, batch_size=8, step=partial(train_step, **(defaults | options)))
 
 
 def take_step(model=PLAIN, penalty=None, weight=None, key=KEY):

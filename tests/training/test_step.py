@@ -18,6 +18,7 @@ from gc_nc.training.step import (
     learning_rate_schedule,
     make_optimizer,
     train_step,
+    train_step_at,
 )
 from tests.rounding import assert_same_numbers
 
@@ -29,16 +30,17 @@ SPLIT = ImageSplit(
 ORDER = jnp.array([5, 2, 0, 1, 4, 3])
 
 
-def step_fn(**options):
+def step_fn(batch_size=2, **options):
     defaults = {
         "model": MODEL,
         "optimizer": optax.sgd(0.1),
         "normalization": Normalization((0.5,), (0.25,)),
         "augmentation": Augmentation(),
-        "batch_size": 2,
         "l2": 0.0,
     }
-    return partial(train_step, **(defaults | options))
+    return partial(
+        train_step_at, batch_size=batch_size, step=partial(train_step, **(defaults | options))
+    )
 
 
 def state_of(optimizer=None, seed=0):

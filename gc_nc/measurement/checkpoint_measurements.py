@@ -3,14 +3,12 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gc_nc.data.device_batches import normalize
 from gc_nc.errors import InputError
 from gc_nc.measurement.full_measurement import measure_run
 from gc_nc.measurement.layer_complexity import geometric_complexity_by_layer
 from gc_nc.measurement.measurements_file import add_measurements, read_measurements
 from gc_nc.random_streams import stream_key
 from gc_nc.runs.finished_run import FinishedRun
-from gc_nc.training.evaluation import gc_subset, images_of, on_device
 
 
 def some_steps(steps: Sequence[int], most: int) -> list[int]:
@@ -80,7 +78,7 @@ def measure_checkpoints(
 
 
 def measure_flatness(workdir: Path, open_it: Opener, *, flatness_examples: int) -> dict[str, float]:
-    """Flatness of the loss of some training images at the last checkpoint; see `measure_split`."""
+    """Flatness of the loss of some training images at the last checkpoint; see `measure_run`."""
     [step] = chosen_steps(workdir, 1)
     stored = read_measurements(workdir).get(str(step), {})
     if stored.get("train/flatness_examples") != flatness_examples:
@@ -130,11 +128,9 @@ _LAYER = "layers/gc_"
 
 
 def _layers_at(run: FinishedRun, step: int, num_examples: int, num_probes: int) -> dict[str, float]:
-    subset = gc_subset(run.config.seed, len(run.dataset.train.labels), num_examples)
-    images = normalize(images_of(on_device(run.dataset.train), subset), run.normalization)
     key = stream_key(run.config.seed, "GC by layer")
     by_layer = geometric_complexity_by_layer(
-        run.model, run.variables(step), images, key, num_probes=num_probes
+        run.model, run.variables(step), run.gc_inputs(num_examples), key, num_probes=num_probes
     )
     return {
         f"{_LAYER}{i:02d}_{layer}": float(estimate.mean)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,11 +13,12 @@ import numpy as np
 from gc_nc import metrics
 from gc_nc.compilation import jit_for_device
 from gc_nc.data.datasets import ImageSplit
-from gc_nc.data.device_batches import Normalization, normalize
+from gc_nc.data.device_batches import normalize
 from gc_nc.models import embed_fn
 from gc_nc.random_streams import stream_key
 from gc_nc.runs.finished_run import FinishedRun
 from gc_nc.training.evaluation import (
+    EvaluationSums,
     device_batches,
     embedding_scale,
     evaluation_sums,
@@ -37,7 +38,7 @@ class SplitMeasurement(NamedTuple):
     """What was measured on a split.
 
     Attributes:
-      values: of every metric, by its name; see `measure_split`.
+      values: of every metric, by its name; see `measure_run`.
       statistics: of the classes, with scatter.
       class_gc: (C,) geometric complexity of each class; NaN where no example was drawn.
       note: what a reader must know of the values; "" if nothing.
@@ -47,6 +48,28 @@ class SplitMeasurement(NamedTuple):
     statistics: metrics.ClassStatistics
     class_gc: jax.Array
     note: str
+
+
+class MeasurementPlan(NamedTuple):
+    """On how much the metrics that need derivatives are measured.
+
+    Attributes:
+      gc_examples: size of the random subset for GC, at least 2; all examples if there are fewer.
+      gc_probes: Jacobian products an example of the subset.
+      flatness_examples: for flatness, all at once in memory; all examples if there are fewer, none
+        if 0. Each of 33 products with the Hessian costs several times a training step on as many.
+    """
+
+    gc_examples: int
+    gc_probes: int
+    flatness_examples: int
+
+    def check(self) -> None:
+        """Raises ValueError for a number that is too small."""
+        least = MeasurementPlan(2, 1, 0)
+        for name, value, smallest in zip(self._fields, self, least, strict=True):
+            if value < smallest:
+                raise ValueError(f"{name}={value} must be at least {smallest}")
 
 
 def measure_run(
@@ -61,56 +84,66 @@ def measure_run(
 ) -> Iterator[tuple[int, dict[str, SplitMeasurement]]]:
     """Measures checkpoints one after the other; the same numbers every time.
 
-    The Poincare constant of a bound is that of the other split if both are measured: on its own
-    split the bound would hold by construction. `bound_poincare_constant` says which was used.
+    Over all examples of a split: accuracy, loss (mean cross-entropy), neural_collapse, nc1,
+    nc2_equinorm, nc2_equiangle, nc2_maximal_angle, nc2_etf_error, nc3, nc4 (to the class means of
+    this same split), squared_embedding_norm, squared_class_distance, nearest_mean_error_bound (of
+    neural_collapse, exact means) and num_classes_present; if training images are measured also
+    nearest_mean_error, the share of examples whose nearest training class mean is another class's.
+
+    On a random subset: geometric_complexity and its _sem (output probes), geometric_collapse and
+    relative_geometric_complexity with that GC, and poincare_constant, a lower estimate that holds
+    the NC bound on this split by construction. Where a class has no example in the subset its GC is
+    unknown and poincare_constant is NaN; `note` names it. neural_collapse_bound_per_class and
+    neural_collapse_bound_paper take the Poincare constant of the other split if both are measured,
+    since on its own split the bound would hold by construction; bound_poincare_constant says which.
+
+    On `flatness_examples` of the same random order, for the mean cross-entropy without L2 term and
+    with running statistics: squared_gradient_norm, sam_sharpness, hessian_trace and its _sem (over
+    probes alone), hessian_top_eigenvalue (a lower estimate). All change with the examples drawn:
+    compare them between runs of one seed and the same `flatness_examples` only.
+
+    Values are inf or NaN where the metrics say so, for example where class means are equal.
 
     Args:
       run: opened by `open_run`.
       steps: that have a checkpoint.
       splits: of SPLITS.
-      gc_examples: as in `measure_split`.
-      gc_probes: as there.
-      flatness_examples: as there.
-      report: as there; called `num_reports` times in all.
+      gc_examples: as in `MeasurementPlan`.
+      gc_probes: as in `MeasurementPlan`.
+      flatness_examples: as in `MeasurementPlan`.
+      report: called with what was just done, for a progress bar; `num_reports` times in all.
 
     Yields:
-      (step, measurements by split), with neural_collapse_bound_per_class,
-      neural_collapse_bound_paper and bound_poincare_constant among their values, and, if training
-      images are measured, nearest_mean_error: the share of examples whose nearest training class
-      mean is another class's.
+      (step, measurements by split).
+
+    Raises:
+      ValueError: a number of `MeasurementPlan` that is too small, or fewer than two classes.
     """
-    seed = run.config.seed
+    plan = MeasurementPlan(gc_examples, gc_probes, flatness_examples)
+    plan.check()
     placed = {name: on_device(getattr(run.dataset, name)) for name in splits}
-    key = stream_key(seed, "full measurement")
+    key = stream_key(run.config.seed, "full measurement")
     for step in steps:
-        variables = run.variables(step)
-        measured = {
-            name: measure_split(
-                run.model,
-                variables,
-                split,
-                run.normalization,
-                num_classes=run.dataset.num_classes,
-                batch_size=run.config.evaluation.batch_size,
-                gc_examples=gc_examples,
-                gc_probes=gc_probes,
-                flatness_examples=flatness_examples,
-                key=jax.random.fold_in(jax.random.fold_in(key, step), SPLITS.index(name)),
-                class_names=run.dataset.class_names,
-                subset_seed=seed,
-                report=lambda part, where=f"step {step} {name}": report(f"{where}: {part}"),
+        network = _Network(run, run.variables(step))
+        statistics, measured = {}, {}
+        for name, split in placed.items():
+            where = partial(_report_at, report, f"step {step} {name}")
+            statistics[name] = network.sums(split, lambda w=where: w("class statistics"))
+        for name, split in placed.items():
+            split_key = jax.random.fold_in(jax.random.fold_in(key, step), SPLITS.index(name))
+            where = partial(_report_at, report, f"step {step} {name}")
+            measured[name] = _measure_split(
+                network, split, statistics[name], statistics.get("train"), plan, split_key, where
             )
-            for name, split in placed.items()
-        }
         for name, measurement in measured.items():
             others = [other for other in measured if other != name] or [name]
             constant = measured[others[0]].values["poincare_constant"]
             measurement.values.update(_bounds(measurement, constant))
-            if "train" in measured:
-                measurement.values["nearest_mean_error"] = _nearest_mean_error(
-                    measured["train"].statistics, variables, placed[name], run
-                )
         yield step, measured
+
+
+def _report_at(report, where: str, part: str) -> None:
+    report(f"{where}: {part}")
 
 
 def num_reports(
@@ -125,107 +158,83 @@ def num_reports(
     return len(steps) * parts
 
 
-def measure_split(
-    model: nn.Module,
-    variables: dict,
+class _Network(NamedTuple):
+    """The network of a run at one of its checkpoints."""
+
+    run: FinishedRun
+    variables: dict
+
+    def _static(self, split: ImageSplit) -> dict[str, Any]:
+        size = min(self.run.config.evaluation.batch_size, split.labels.shape[0])
+        return {"normalization": self.run.normalization, "batch_size": size}
+
+    def sums(self, split: ImageSplit, report: Callable[[], None]) -> EvaluationSums:
+        """Class statistics with scatter, loss and accuracy of a split."""
+        return evaluation_sums(
+            self.run.model,
+            self.variables,
+            split,
+            num_classes=self.run.dataset.num_classes,
+            scatter=True,
+            report=report,
+            **self._static(split),
+        )
+
+    def disagreements(self, split: ImageSplit, own, train, report) -> tuple[float, float]:
+        """Shares of examples whose nearest mean of `own` labels them otherwise than the network,
+        and whose nearest mean of `train` (or None) labels them otherwise than they are.
+        """
+        static = {"model": self.run.model, **self._static(split)}
+        counts = []
+        for batch, start in device_batches(split, static["batch_size"]):
+            counts.append(_disagreements(own, train, self.variables, batch, start, **static))
+            report("NC4")
+        # Fetched once, so that the device does not wait for the host between batches.
+        shares = np.sum(jax.device_get(counts), axis=0) / split.labels.shape[0]
+        return float(shares[0]), float(shares[1])
+
+    def inputs(self, split: ImageSplit, subset: np.ndarray) -> jax.Array:
+        """Some examples of a split in model-input units."""
+        return normalize(images_of(split, subset), self.run.normalization)
+
+
+def _measure_split(
+    network: _Network,
     split: ImageSplit,
-    normalization: Normalization,
-    *,
-    num_classes: int,
-    batch_size: int,
-    gc_examples: int,
-    gc_probes: int,
-    flatness_examples: int,
+    sums: EvaluationSums,
+    train_sums: EvaluationSums | None,
+    plan: MeasurementPlan,
     key: jax.Array,
-    class_names: Sequence[str],
-    subset_seed: int = 0,
-    report: Callable[[str], None] = lambda part: None,
+    report: Callable[[str], None],
 ) -> SplitMeasurement:
-    """The metrics of `gc_nc.metrics` on a split.
-
-    Over all examples: accuracy, loss (mean cross-entropy), neural_collapse, nc1, nc2_equinorm,
-    nc2_equiangle, nc2_maximal_angle, nc2_etf_error, nc3, nc4 (to the class means of this same
-    split), squared_embedding_norm, squared_class_distance, nearest_mean_error_bound (of
-    neural_collapse, exact means) and num_classes_present.
-
-    On a random subset: geometric_complexity and its _sem (output probes), geometric_collapse and
-    relative_geometric_complexity with that GC, and poincare_constant, a lower estimate that holds
-    the NC bound on this split by construction. Where a class has no example in the subset its GC is
-    unknown and poincare_constant is NaN; `note` names it.
-
-    On `flatness_examples` of the same random order, for the mean cross-entropy without L2 term and
-    with running statistics: squared_gradient_norm, sam_sharpness, hessian_trace and its _sem (over
-    probes alone), hessian_top_eigenvalue (a lower estimate). All change with the examples drawn:
-    compare them at the same `flatness_examples` and `subset_seed` only.
-
-    Values are inf or NaN where the metrics say so: equal class means, say.
-
-    Args:
-      model: gives (logits, embedding).
-      variables: parameters, with the head's at params/head, and running statistics.
-      split: by `on_device`.
-      normalization: of the pixels.
-      num_classes: C.
-      batch_size: examples at a time; the last batch is padded, and the padding has weight 0.
-      gc_examples: size of the subset, at least 2; all examples if there are fewer.
-      gc_probes: Jacobian products an example of the subset.
-      flatness_examples: all at once in memory; all examples if there are fewer, none if 0. Each of
-        33 products with the Hessian costs several times a training step on as many.
-      key: of probes and start vectors.
-      class_names: C names.
-      subset_seed: of the subsets; the same at all checkpoints of a run, to compare them.
-      report: called with what was just done, for a progress bar.
-
-    Raises:
-      ValueError: `gc_examples` below 2, `gc_probes` below 1, `flatness_examples` below 0 or fewer
-        than two classes.
-    """
-    if flatness_examples < 0:
-        raise ValueError(f"flatness_examples={flatness_examples} must be 0 or more")
-    if gc_examples < 2:
-        raise ValueError(f"gc_examples={gc_examples} must be at least 2")
-    num_examples = split.labels.shape[0]
-    batch_size = min(batch_size, num_examples)
-    per_batch = {"model": model, "normalization": normalization, "batch_size": batch_size}
-    gc_key, *flatness_keys = jax.random.split(key, 1 + len(_FLATNESS))
-
-    head_kernel = variables["params"]["head"]["kernel"]
-    sums = evaluation_sums(
-        model,
-        variables,
-        split,
-        normalization,
-        num_classes=num_classes,
-        batch_size=batch_size,
-        scatter=True,
-        report=lambda: report("class statistics"),
-    )
-    statistics = sums.statistics
+    seed, variables = network.run.config.seed, network.variables
+    num_examples, statistics = split.labels.shape[0], sums.statistics
     num_present = int(statistics.num_present)
-    num_differing = 0.0
-    for batch, start in device_batches(split, batch_size):
-        num_differing += float(_nc4_batch(statistics, variables, batch, start, **per_batch))
-        report("NC4")
+    gc_key, *flatness_keys = jax.random.split(key, 1 + len(_FLATNESS))
+    train = None if train_sums is None else train_sums.statistics
+    nc4, nearest_mean_error = network.disagreements(split, statistics, train, report)
 
-    subset = gc_subset(subset_seed, num_examples, gc_examples)
+    subset = gc_subset(seed, num_examples, plan.gc_examples)
     norms = metrics.estimate_squared_jacobian_norms(
-        embed_fn(model, variables),
-        normalize(images_of(split, subset), normalization),
+        embed_fn(network.run.model, variables),
+        network.inputs(split, subset),
         gc_key,
-        num_probes=gc_probes,
+        num_probes=plan.gc_probes,
     )
     gc = jnp.mean(norms)
-    class_gc = metrics.class_geometric_complexity(norms, split.labels[subset], num_classes)
+    class_gc = metrics.class_geometric_complexity(
+        norms, split.labels[subset], network.run.dataset.num_classes
+    )
     report("geometric complexity")
 
     flatness = {}
-    if flatness_examples:
+    if plan.flatness_examples:
         # A prefix of the same random order, so one lies within the other.
-        flat_subset = gc_subset(subset_seed, num_examples, flatness_examples)
+        flat_subset = gc_subset(seed, num_examples, plan.flatness_examples)
         loss_fn = jax.tree_util.Partial(
-            _MeanLoss(model),
+            _MeanLoss(network.run.model),
             {name: value for name, value in variables.items() if name != "params"},
-            normalize(images_of(split, flat_subset), normalization),
+            network.inputs(split, flat_subset),
             jnp.asarray(split.labels[flat_subset]),
         )
         for (name, measure), flatness_key in zip(_FLATNESS.items(), flatness_keys, strict=True):
@@ -233,6 +242,7 @@ def measure_split(
             report(name)
         flatness["flatness_examples"] = len(flat_subset)
 
+    head_kernel = variables["params"]["head"]["kernel"]
     collapse = jax.device_get(_collapse(statistics, gc, head_kernel))
     values = {
         # In Python, so that accuracy is 1.0 exactly when every example is right.
@@ -242,7 +252,7 @@ def measure_split(
         "geometric_complexity_sem": jnp.std(norms, ddof=1) / np.sqrt(len(subset)),
         **collapse,
         **jax.device_get(embedding_scale(statistics, gc)),
-        "nc4": num_differing / num_examples,
+        "nc4": nc4,
         "nearest_mean_error_bound": metrics.nearest_mean_error_bound(
             collapse["neural_collapse"], num_present
         ),
@@ -250,13 +260,14 @@ def measure_split(
         "poincare_constant": metrics.poincare_constant(class_gc, statistics),
         **flatness,
         "gc_examples": len(subset),
-        "gc_probes": gc_probes,
+        "gc_probes": plan.gc_probes,
+        **({} if train is None else {"nearest_mean_error": nearest_mean_error}),
     }
     return SplitMeasurement(
         {name: float(value) for name, value in values.items()},
         statistics,
         class_gc,
-        _note(statistics, class_gc, class_names),
+        _note(statistics, class_gc, network.run.dataset.class_names),
     )
 
 
@@ -270,31 +281,17 @@ def measurement_table(step: int, measured: dict[str, SplitMeasurement]) -> str:
     return "\n".join(lines + notes)
 
 
-@partial(jit_for_device, static_argnames=("model", "normalization", "batch_size", "against_labels"))
-def _nc4_batch(statistics, variables, split, start, *, against_labels=False, **static):
-    """How many examples of the batch the nearest mean labels otherwise than the network, or than
-    they are; NaN if an embedding is not finite.
-    """
+@partial(jit_for_device, static_argnames=("model", "normalization", "batch_size"))
+def _disagreements(own, train, variables, split, start, **static):
+    """(2,): the counts of `_Network.disagreements`; NaN if an embedding is not finite."""
     logits, embeddings, labels, weights = forward_batch(variables, split, start, **static)
-    predictions = labels if against_labels else logits
-    share = metrics.nc4(predictions, embeddings, statistics, weights=weights)
-    return jnp.round(share * jnp.sum(weights))
 
+    def count(predictions, statistics):
+        share = metrics.nc4(predictions, embeddings, statistics, weights=weights)
+        return jnp.round(share * jnp.sum(weights))
 
-def _nearest_mean_error(statistics, variables, split: ImageSplit, run: FinishedRun) -> float:
-    num_examples = split.labels.shape[0]
-    batch_size = min(run.config.evaluation.batch_size, num_examples)
-    static = {
-        "model": run.model,
-        "normalization": run.normalization,
-        "batch_size": batch_size,
-        "against_labels": True,
-    }
-    num_wrong = sum(
-        float(_nc4_batch(statistics, variables, batch, start, **static))
-        for batch, start in device_batches(split, batch_size)
-    )
-    return num_wrong / num_examples
+    unknown = jnp.full((), jnp.nan, jnp.float32)
+    return jnp.stack([count(logits, own), unknown if train is None else count(labels, train)])
 
 
 @jax.jit

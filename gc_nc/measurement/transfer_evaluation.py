@@ -277,11 +277,11 @@ def _source_arrays(run, variables, step, gc_examples, gc_probes) -> dict[str, np
         )
 
     statistics = sums(train).statistics
-    subset = evaluation.gc_subset(run.config.seed, len(train.labels), gc_examples)
+    inputs = run.gc_inputs(gc_examples)
     key = stream_key(run.config.seed, "source GC of transfer")
     gc = metrics.estimate_geometric_complexity(
         embed_fn(run.model, variables),
-        normalize(evaluation.images_of(train, subset), run.normalization),
+        inputs,
         jax.random.fold_in(key, step),
         num_probes=gc_probes,
     )
@@ -292,7 +292,7 @@ def _source_arrays(run, variables, step, gc_examples, gc_probes) -> dict[str, np
         "geometric_complexity_sem": gc.sem,
         "neural_collapse": nc,
         "geometric_collapse": collapse,
-        "gc_examples": len(subset),
+        "gc_examples": len(inputs),
         "gc_probes": gc_probes,
         "num_classes": run.dataset.num_classes,
         "mean": mean,

@@ -8,13 +8,11 @@ import numpy as np
 from scipy import stats
 
 from gc_nc import metrics
-from gc_nc.data.device_batches import normalize
 from gc_nc.drawing import COLORS, new_panels, save, set_logarithmic
 from gc_nc.models import embed_fn
 from gc_nc.random_streams import stream_key
 from gc_nc.reproduction.claims import FAILS, HOLDS, UNDECIDED, Finding, counted_finding
 from gc_nc.reproduction.figure_result import Context, FigureResult, require_runs
-from gc_nc.training.evaluation import gc_subset, images_of, on_device
 
 _RESAMPLES = 2000
 _TENTH = 0.1
@@ -167,9 +165,7 @@ def _network(context: Context, num_images: int):
     """The embedding of the config's own first run, and random training images."""
     runs = context.sweep.base_runs or context.sweep.runs
     run = context.open_run(runs[0].workdir)
-    subset = gc_subset(run.config.seed, len(run.dataset.train.labels), num_images)
-    images = normalize(images_of(on_device(run.dataset.train), subset), run.normalization)
-    return embed_fn(run.model, run.variables(run.steps[-1])), images
+    return embed_fn(run.model, run.variables(run.steps[-1])), run.gc_inputs(num_images)
 
 
 def _of_network(context: Context) -> str:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from gc_nc.data.class_splits import HELD_PARTS, ClassImages, TransferDataset
 from gc_nc.data.datasets import ImageDataset
-from gc_nc.data.device_batches import Normalization
+from gc_nc.data.device_batches import Normalization, normalize
 from gc_nc.errors import InputError
 from gc_nc.models import build_model
 from gc_nc.runs.checkpoints import check_shapes, open_read_only
@@ -26,6 +26,7 @@ from gc_nc.runs.run_data import load_run_data
 from gc_nc.files import locked, read_json_object, to_json, write_atomically
 from gc_nc.runs.run_directory import read_data_facts
 from gc_nc.runs.run_identity import check_same_data
+from gc_nc.training.evaluation import gc_subset, images_of
 from gc_nc.training.step import init_state, make_optimizer
 
 
@@ -89,6 +90,15 @@ class FinishedRun:
                 f"the checkpoint of step {step} in {self.workdir} cannot be read ({error})"
             ) from error
         return state.variables
+
+    def gc_inputs(self, num_examples: int) -> jax.Array:
+        """(B, H, W, c) random training images for GC, in model-input units; all if there are fewer.
+
+        The same images at every checkpoint, those of the training's own evaluations first.
+        """
+        train = self.dataset.train
+        subset = gc_subset(self.config.seed, len(train.labels), num_examples)
+        return normalize(images_of(train, subset), self.normalization)
 
     def check_checkpoint(self, step: int) -> None:
         """Raises InputError where `variables` would for lack of the step or for another shape."""

@@ -133,7 +133,7 @@ def evaluation_sums(
       num_classes: C.
       batch_size: examples at a time.
       scatter: whether the statistics gather it.
-      report: called once each batch is done, which makes the host wait for it.
+      report: called after each batch, which may still be under way.
       placement: devices that divide the batches; None for the one the split is on.
     """
     embedding_dim = variables["params"]["head"]["kernel"].shape[0]
@@ -155,7 +155,6 @@ def evaluation_sums(
     for batch, start in device_batches(split, batch_size, placement):
         sums = _add_batch(sums, variables, batch, start, **static)
         if report:
-            jax.block_until_ready(sums)
             report()
     return sums
 

@@ -32,6 +32,7 @@ from gc_nc.runs import hosts, loop
 from gc_nc.runs.checkpoints import StorageError
 from gc_nc.runs.progress import results_table
 from gc_nc.runs.run_directory import EXIT_IN_USE, RunInUseError
+from gc_nc.runs.settings import settings_help
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file; --config.KEY=VALUE overrides a key.", lock_config=True
@@ -102,4 +103,6 @@ def _devices() -> list[jax.Device]:
 
 
 if __name__ == "__main__":
+    # What --help prints.
+    __doc__ = f"{__doc__}\nSettings:\n\n{settings_help()}\n"  # noqa: A001
     launcher.run(main)

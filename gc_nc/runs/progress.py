@@ -39,11 +39,8 @@ class Progress:
         """Prints a line, above the bar if there is one."""
         if not self._shows:
             return
-        if self._bar is not None:
-            self._bar.clear()
-        print(line, flush=True)
-        if self._bar is not None:
-            self._bar.refresh()
+        tqdm.write(line)
+        sys.stdout.flush()
 
     def evaluation(self, step: int, values: dict[str, float]) -> None:
         """Prints one line of an evaluation."""

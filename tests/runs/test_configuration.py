@@ -1,12 +1,14 @@
 """Values that are refused, each with the key, the value and what is allowed."""
 
 import json
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
 from gc_nc.errors import InputError
 from gc_nc.runs.configuration import check_config, default_config, flatten
+from gc_nc.runs.settings import SETTINGS, settings_help, settings_table
 
 
 def test_the_default_is_valid_and_goes_through_json():
@@ -104,3 +106,16 @@ def test_a_penalty_weight_must_fit_after_its_factors():
     config.gc_penalty.every_steps = 10
     with pytest.raises(InputError, match=r"weight=1e\+38 must be at most 3e\+38 after its factors"):
         check_config(config)
+
+
+def test_the_page_of_settings_is_made_from_the_table():
+    page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text("utf-8")
+    assert page.endswith(settings_table())
+
+
+def test_help_names_every_setting_with_its_meaning():
+    text = settings_help()
+    for key, setting in SETTINGS.items():
+        assert f"--config.{key} (default " in text
+        # Whole sentences, since they stand alone.
+        assert setting.meaning.endswith("."), key

@@ -104,5 +104,5 @@ def _devices() -> list[jax.Device]:
 
 if __name__ == "__main__":
     # What --help prints.
-    __doc__ = f"{__doc__}\nSettings:\n\n{settings_help()}\n"  # noqa: A001
+    __doc__ = f"{__doc__}\nSettings:\n\n{settings_help()}\n"
     launcher.run(main)

@@ -1,6 +1,7 @@
-"""The error a user caused and a user can mend, and the name that was probably meant."""
+"""Errors that a user can mend: bad input, a misspelt name, a package that is not installed."""
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
 
 
@@ -22,3 +23,17 @@ def suggestion(name: str, known: Iterable[str], form: str = "{!r}") -> str:
     """
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
     return f"; did you mean {form.format(near[0])}?" if near else ""
+
+
+def require_extra(extra: str, *modules: str) -> None:
+    """Checks that the packages of an extra of setup.cfg are installed, without importing them.
+
+    Raises:
+      ModuleNotFoundError: names what is missing and how to install it.
+    """
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"{' and '.join(missing)} not installed; install with: pip install 'gc_nc[{extra}]'",
+            name=missing[0],
+        )

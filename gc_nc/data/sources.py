@@ -16,7 +16,7 @@ from gc_nc.data.idx import find_idx_files, read_idx
 from gc_nc.data.image_folders import read_image_folder
 from gc_nc.data.streamed_images import StreamedImages, take_images
 from gc_nc.devices import free_device_memory, free_main_memory
-from gc_nc.errors import InputError, suggestion
+from gc_nc.errors import InputError, require_extra, suggestion
 
 # Images and labels may take this share of the memory that is free where they live; the rest is for
 # the network.
@@ -137,6 +137,7 @@ def _load_digits(name, path, num_classes, check_fits) -> ImageDataset:
 
 def _load_tfds(name, data_dir, num_classes, check_fits) -> ImageDataset:
     """A prepared TFDS directory, read without TensorFlow and without a network."""
+    require_extra("data", "tensorflow_datasets", "array_record")
     import tensorflow_datasets as tfds
 
     from gc_nc.data.tfds_reader import TfdsImages, read_labels

@@ -7,6 +7,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from tqdm import tqdm
 
+from gc_nc.errors import require_extra
+
 # More threads than this gain nothing, and each holds a batch.
 _MAX_THREADS = 16
 _BLOCK = 1000
@@ -131,6 +133,7 @@ def read_ahead(load: Callable[[int], T], start: int, stop: int) -> Generator[T, 
     Close it, or let go of it, to stop early: what is being loaded is finished and nothing more
     begun.
     """
+    require_extra("data", "grain")
     # Imported here: only runs that stream wait for it. It keeps order and errors in their place.
     import grain
 

@@ -1,5 +1,10 @@
 """Linen networks that return (logits, embedding) from one call."""
 
+from gc_nc.errors import require_extra
+
+require_extra("train", "flax")
+
+
 import dataclasses
 import math
 

@@ -192,7 +192,7 @@ def _executor(workdir: Path, options: SlurmOptions, max_parallel: int) -> Any:
         import submitit
     except ModuleNotFoundError as error:
         raise InputError(
-            f"--executor=slurm needs {error.name}; install it: pip install 'gc_nc[slurm]'"
+            f"--executor=slurm needs {error.name}; install it: pip install 'gc_nc[sweeps]'"
         ) from error
     if "%" in str(workdir):
         raise InputError(f"workdir {workdir} has a % in its path, which Slurm takes for a pattern")

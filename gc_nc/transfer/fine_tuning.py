@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Float, Int, Shaped
 
 from gc_nc.array_types import Array, as_floating, as_numbers, as_scalar, check_whole
 from gc_nc.compilation import jit_for_device
+from gc_nc.errors import require_extra
 from gc_nc.metrics.argument_checks import as_number, check_function
 from gc_nc.metrics.functions_by_value import comparable
 from gc_nc.metrics.jacobian_products import power_of_two_near
@@ -67,6 +67,7 @@ def fine_tune_predictions(
       ValueError: fewer than 2 ways, no shots, other shapes; a setting outside its range; an
         `embed_fn` that does not return (B, K).
     """
+    require_extra("train", "optax")
     check_function(embed_fn, "embed_fn", "(params, inputs (B, *input)) -> (B, K)")
     num_steps = check_whole(num_steps, 0, "num_steps")
     learning_rate = as_scalar(learning_rate, "learning_rate")
@@ -146,6 +147,8 @@ def _begin(embed_fn, params, support_inputs):
 
 
 def _step(embed_fn, trained, state, frame, support_inputs, learning_rate, momentum):
+    import optax
+
     num_ways, num_shots = support_inputs.shape[:2]
     ways = jnp.repeat(jnp.arange(num_ways, dtype=jnp.int32), num_shots)
 
@@ -167,6 +170,9 @@ _COMPILED = tuple(jit_for_device(function, any_function=True) for function in _F
 
 
 def _optimizer(learning_rate, momentum):
+    # Imported here: the other heads need no optax.
+    import optax
+
     return optax.sgd(learning_rate, momentum)
 
 

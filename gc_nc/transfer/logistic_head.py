@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from gc_nc.array_types import Array
+from gc_nc.errors import require_extra
 from gc_nc.transfer.closed_form_heads import as_regularization, checked_shapes
 
 _MAX_ITERATIONS, _TOLERANCE = 1000, 1e-4
@@ -53,6 +54,7 @@ def logistic_regression_predictions(
 
 def _fit_and_predict(support, query, strength) -> np.ndarray:
     # Imported here: scikit-learn takes longer to import than the rest of this package.
+    require_extra("train", "sklearn")
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 

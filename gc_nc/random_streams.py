@@ -41,8 +41,8 @@ NUMPY_STREAMS = MappingProxyType(
 )
 
 
-def stream_key(seed: int, name: str) -> jax.Array:
-    """The JAX key of a stream of JAX_STREAMS."""
+def stream_key(seed: int | jax.Array, name: str) -> jax.Array:
+    """The JAX key of a stream of JAX_STREAMS; the seed may be traced."""
     key = jax.random.key(seed)
     for number in JAX_STREAMS[name]:
         key = jax.random.fold_in(key, number)

@@ -124,7 +124,6 @@ class _Training:
             optimizer=optimizer,
             normalization=identity_normalization(image_shape[2]),
             augmentation=Augmentation(),
-            l2=0.0,
         )
         self._train_step = jit_for_device(
             partial(train_step_at, batch_size=_BATCH_SIZE, step=step), donate_argnames="state"

@@ -108,7 +108,6 @@ class _Ours:
             optimizer=optimizer,
             normalization=self.normalization,
             augmentation=Augmentation(),
-            l2=0.0,
             penalty=self._penalty,
         )
         function = partial(train_step_at, batch_size=self._batch_size, step=step)

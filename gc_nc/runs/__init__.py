@@ -2,4 +2,4 @@
 
 from gc_nc.errors import require_extra
 
-require_extra('train', 'flax', 'optax', 'orbax', 'ml_collections', 'absl', 'filelock', 'tqdm')
+require_extra("train", "flax", "optax", "orbax", "ml_collections", "absl", "filelock", "tqdm")

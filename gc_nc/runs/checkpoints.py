@@ -12,8 +12,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
-from gc_nc.errors import InputError
 from gc_nc.devices import is_main_process, wait_for_all
+from gc_nc.errors import InputError
 from gc_nc.training.step import TrainState
 
 #: Below a run's directory: checkpoints that could not be read, moved out of the way.

@@ -5,25 +5,23 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 from ml_collections import ConfigDict
 
 from gc_nc.data.class_splits import HELD_PARTS, ClassImages, TransferDataset
 from gc_nc.data.datasets import ImageDataset
 from gc_nc.data.device_batches import Normalization, normalize
 from gc_nc.errors import InputError
+from gc_nc.files import read_json_object
 from gc_nc.models import build_model
 from gc_nc.runs.checkpoints import check_shapes, open_read_only
 from gc_nc.runs.configuration import check_config, default_config, flatten
 from gc_nc.runs.run_data import load_run_data
-from gc_nc.files import locked, read_json_object, to_json, write_atomically
 from gc_nc.runs.run_directory import read_data_facts
 from gc_nc.runs.run_identity import check_same_data
 from gc_nc.training.evaluation import gc_subset, images_of

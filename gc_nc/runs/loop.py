@@ -5,7 +5,6 @@ import errno
 import math
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -14,22 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from gc_nc.random_streams import stream_key
 from gc_nc.data.streaming import stream_batches
+from gc_nc.devices import Placement, is_main_process, largest_of_all, wait_for_all
 from gc_nc.errors import InputError
 from gc_nc.files import to_json, write_atomically
 from gc_nc.runs import run_directory
 from gc_nc.runs.checkpoints import Checkpoints, Restored, StorageError
 from gc_nc.runs.configuration import check_config
 from gc_nc.runs.decisions import Decisions
-from gc_nc.training.evaluation import evaluate_split, gc_subset, on_device
-from gc_nc.training.penalties import penalty_weight
-from gc_nc.devices import Placement, is_main_process, largest_of_all, wait_for_all
 from gc_nc.runs.progress import Progress
 from gc_nc.runs.run_data import load_run_data
 from gc_nc.runs.run_figure import draw_run
 from gc_nc.runs.run_setup import RunSetup
 from gc_nc.runs.signals import Interrupted, noting_signals
+from gc_nc.training.evaluation import evaluate_split, gc_subset, on_device
+from gc_nc.training.penalties import penalty_weight
 from gc_nc.training.step import TrainState
 
 
@@ -118,9 +116,9 @@ class _Run:
         self._splits = {
             name: on_device(split, placement) for name, split in sorted(setup.splits.items())
         }
-        keys = jax.jit(partial(_run_keys, config.seed), **placement.jit_options)()
+        self._programs = setup.programs()
+        keys = self._programs.keys(np.uint32(config.seed))
         self._augment_key, self._probe_key, self._penalty_key, self._monitor_key = keys
-        self._programs = setup.compile()
         split = setup.splits["train"]
         # By the same seed a part of the evaluation's examples, and as random.
         num_watched = min(config.monitor.examples, config.evaluation.gc_examples)
@@ -236,7 +234,7 @@ class _Run:
             if order is not self._order[0]:
                 self._order = order, self._placement.replicate(order)
             where = self._splits["train"], self._order[1], offset
-        arguments = self._state, *where, self._augment_key
+        arguments = self._state, self._setup.hyperparameters, *where, self._augment_key
         weight = penalty_weight(self._config, self._step)
         if weight:
             return self._programs.penalised_step(*arguments, self._penalty_key, np.float32(weight))
@@ -349,13 +347,6 @@ def _evaluations(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _run_keys(seed: int) -> tuple[jax.Array, ...]:
-    return tuple(
-        stream_key(seed, name)
-        for name in ("augmentation", "evaluation probes", "penalty probes", "monitor probes")
-    )
 
 
 def _trained(state: TrainState) -> tuple:

@@ -16,10 +16,10 @@ import jax
 from ml_collections import ConfigDict
 
 from gc_nc.data.device_batches import Normalization
+from gc_nc.devices import is_main_process, wait_for_all
 from gc_nc.errors import InputError
 from gc_nc.files import locked, read_json_object, to_json, write_atomically
 from gc_nc.runs.configuration import default_config, flatten
-from gc_nc.devices import is_main_process, wait_for_all
 
 _PACKAGES = ("gc_nc", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _MISSING = "(no such key)"

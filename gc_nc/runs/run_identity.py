@@ -9,8 +9,8 @@ from tqdm import tqdm
 from gc_nc.data.class_names import canonical_name
 from gc_nc.data.class_splits import TransferDataset, held_class_names
 from gc_nc.data.fingerprints import with_fingerprint
-from gc_nc.errors import InputError
 from gc_nc.devices import is_main_process
+from gc_nc.errors import InputError
 
 
 def identifying_facts(data: TransferDataset) -> dict[str, Any]:

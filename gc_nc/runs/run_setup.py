@@ -1,16 +1,13 @@
 """A run before its first step: data, network, optimizer and programs from a configuration."""
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from gc_nc.compilation import jit_for_device
 from gc_nc.data.class_splits import TransferDataset
 from gc_nc.data.device_batches import (
     Augmentation,
@@ -20,37 +17,17 @@ from gc_nc.data.device_batches import (
     identity_normalization,
 )
 from gc_nc.data.fingerprints import with_fingerprint
-from gc_nc.devices import free_device_memory
 from gc_nc.data.streamed_images import StreamedImages
+from gc_nc.devices import Placement, free_device_memory
 from gc_nc.errors import InputError
-from gc_nc.models import build_model
-from gc_nc.training.evaluation import gc_subset, monitor_complexity
-from gc_nc.training.penalties import GCPenalty, make_penalty
-from gc_nc.devices import Placement
 from gc_nc.files import read_json_object
+from gc_nc.models import build_model
+from gc_nc.runs.programs import Programs, ProgramSpec, compile_programs
 from gc_nc.runs.run_directory import has_begun, read_data_facts
 from gc_nc.runs.run_identity import check_same_data, identifying_facts
-from gc_nc.training.step import (
-    TrainState,
-    init_state,
-    make_optimizer,
-    train_step,
-    train_step_at,
-)
-
-
-class Programs(NamedTuple):
-    """What is compiled of a run.
-
-    Attributes:
-      plain_step: `train_step` of a streamed batch, or `train_step_at` of a resident split.
-      penalised_step: the same with the run's GC penalty.
-      monitor: `monitor_complexity`.
-    """
-
-    plain_step: Callable
-    penalised_step: Callable
-    monitor: Callable
+from gc_nc.training.evaluation import gc_subset
+from gc_nc.training.penalties import make_penalty
+from gc_nc.training.step import TrainState, hyperparameters, init_state, optimizer_spec
 
 
 class RunSetup:
@@ -67,6 +44,7 @@ class RunSetup:
       measured_model: what is evaluated; it computes in float32 whatever the network trains in.
       penalised: whether the loss has a GC penalty.
       subsets: the examples of each split on which GC is measured.
+      hyperparameters: what a step takes as arguments.
     """
 
     def __init__(
@@ -107,7 +85,8 @@ class RunSetup:
         )
         self.measured_model = self._model.clone(dtype=jnp.dtype(jnp.float32))
         self._penalty = make_penalty(config, self._model, images.shape[1:])
-        self._optimizer = make_optimizer(config)
+        self._optimizer = optimizer_spec(config)
+        self.hyperparameters = hyperparameters(config)
         self._check_model_fits()
         self.splits = {"train": dataset.train, "test": dataset.test}
         self.subsets = {
@@ -158,7 +137,8 @@ class RunSetup:
 
     def _new_state(self) -> TrainState:
         image_shape = self.dataset.train.images.shape[1:]
-        return init_state(self.config.seed, self._model, self._optimizer, image_shape)
+        optimizer = self._optimizer.make(self.hyperparameters)
+        return init_state(self.config.seed, self._model, optimizer, image_shape)
 
     def _check_model_fits(self) -> None:
         state = jax.eval_shape(self._new_state)
@@ -171,47 +151,22 @@ class RunSetup:
                 f" {needed / 2**30:.3g} GiB and {free / 2**30:.3g} GiB are free; lower it"
             )
 
-    def _step(self, penalty: GCPenalty | None) -> Callable:
+    def programs(self) -> Programs:
+        """The programs of the run, which runs that differ in hyperparameters or seed share."""
         config = self.config
-        step = partial(
-            train_step,
-            model=self._model,
-            optimizer=self._optimizer,
-            normalization=self.normalization,
-            augmentation=Augmentation(config.data.crop_padding, config.data.flip),
-            l2=config.optimizer.l2,
-            penalty=penalty,
-            precision=config.precision,
-            placement=self.placement,
-        )
-        return (
-            step
-            if self.streamed
-            else partial(train_step_at, batch_size=config.batch_size, step=step)
-        )
-
-    def compile(self) -> "Programs":
-        """The programs of the run; JAX compiles each at its first call."""
-        config, placement = self.config, self.placement
-        # Never both in one program: XLA's CPU backend runs convolutions inside a conditional many
-        # times slower, so the host chooses by the step number.
-        plain, penalised = (
-            jit_for_device(
-                self._step(penalty), donate_argnames="state", **placement.jit_options
+        return compile_programs(
+            ProgramSpec(
+                self._model,
+                self._optimizer,
+                self.normalization,
+                Augmentation(config.data.crop_padding, config.data.flip),
+                self._penalty,
+                config.precision,
+                self.placement,
+                None if self.streamed else config.batch_size,
+                config.monitor.probes,
             )
-            for penalty in (None, self._penalty)
         )
-        monitor = jit_for_device(
-            partial(
-                monitor_complexity,
-                model=self.measured_model,
-                normalization=self.normalization,
-                num_probes=config.monitor.probes,
-                placement=placement,
-            ),
-            **placement.jit_options,
-        )
-        return Programs(plain, penalised, monitor)
 
 
 def _as_begun(data: TransferDataset, workdir: Path) -> TransferDataset:

@@ -88,8 +88,10 @@ def _in_range(least: float | int, most: float | int = math.inf) -> Rule:
 def _ascending(allowed: str, in_range: Callable[[float | int], bool]) -> Rule:
     return Rule(
         f"fractions of num_steps {allowed}, ascending, such as (0.5, 0.75)",
-        lambda values: all(is_number(value) and in_range(value) for value in values)
-        and list(values) == sorted(set(values)),
+        lambda values: (
+            all(is_number(value) and in_range(value) for value in values)
+            and list(values) == sorted(set(values))
+        ),
     )
 
 
@@ -197,9 +199,7 @@ SETTINGS: Mapping[str, Setting] = {
     "batch_size": Setting(32, "Images in a step.", _in_range(1)),
     "num_steps": Setting(2000, "Steps of the run.", _in_range(1)),
     "optimizer.learning_rate": Setting(0.05, "Of SGD.", _POSITIVE),
-    "optimizer.momentum": Setting(
-        0.0, "Of SGD.", Rule("in [0, 1)", lambda value: 0 <= value < 1)
-    ),
+    "optimizer.momentum": Setting(0.0, "Of SGD.", Rule("in [0, 1)", lambda value: 0 <= value < 1)),
     "optimizer.l2": Setting(
         0.0,
         "The loss gains l2 / 2 times the sum of all squared parameters: coupled decay, whose"

@@ -3,12 +3,14 @@
 import contextlib
 import operator
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -41,8 +43,22 @@ class TrainState:
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """SGD, with momentum if it is above 0, under the configured learning-rate schedule.
+class Hyperparameters(NamedTuple):
+    """Numbers that a step takes as arguments, so that runs that differ in them share a program.
+
+    Attributes:
+      learning_rate: the peak r of the schedule.
+      l2: coefficient of `l2_penalty`; None for no such term.
+      decoupled_decay: d of `OptimizerSpec`; None for no such term.
+    """
+
+    learning_rate: Any
+    l2: Any = None
+    decoupled_decay: Any = None
+
+
+class OptimizerSpec(NamedTuple):
+    """SGD under a learning-rate schedule, up to its hyperparameters; hashable.
 
     With gradient g_t of the loss (its L2 term included), learning rate r_t, momentum b and
     decoupled decay d:
@@ -50,56 +66,99 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
       m_t = b m_(t-1) + g_t,  theta_t = theta_(t-1) - r_t (m_t + d theta_(t-1))
 
     SGDW of Loshchilov and Hutter (arXiv 1711.05101), whose schedule multiplier is r_t here, as in
-    PyTorch's AdamW. The L2 term differs from it in that its gradient goes through the momentum
-    too; without momentum they are the same. All parameters decay, as all are in the L2 term. Decay
-    0 has the state and the program of plain SGD.
+    PyTorch's AdamW. The L2 term differs from decoupled decay in that its gradient goes through the
+    momentum too; without momentum they are the same. All parameters decay, as all are in the L2
+    term. Without decay the state and the program are those of plain SGD.
+
+    Attributes:
+      momentum: b; 0 has no state.
+      schedule: "constant", "step" or "cosine", after a linear warm-up.
+      boundaries: of "step", as fractions of `num_steps`.
+      factor: of "step", at each boundary.
+      warmup_steps: of the linear rise from 0.
+      num_steps: of the run.
     """
-    rate, momentum = learning_rate_schedule(config), config.optimizer.momentum or None
-    decay = config.optimizer.decoupled_decay
-    if not decay:
-        return optax.sgd(rate, momentum)
-    return optax.chain(
-        optax.trace(momentum) if momentum else optax.identity(),
-        optax.add_decayed_weights(decay),
-        optax.scale_by_learning_rate(rate),
+
+    momentum: float
+    schedule: str
+    boundaries: tuple[float, ...]
+    factor: float
+    warmup_steps: int
+    num_steps: int
+
+    def learning_rate(self, peak: Any) -> optax.Schedule:
+        """The learning rate of each step; `peak` may be traced."""
+        if self.schedule == "constant":
+            after = optax.constant_schedule(peak)
+        elif self.schedule == "step":
+            # Counted from the end of the warm-up, as join_schedules does.
+            steps = [round(b * self.num_steps) - self.warmup_steps for b in self.boundaries]
+            after = optax.piecewise_constant_schedule(peak, dict.fromkeys(steps, self.factor))
+        else:
+            after = optax.cosine_decay_schedule(peak, max(1, self.num_steps - self.warmup_steps))
+        if not self.warmup_steps:
+            return after
+        warmup = optax.linear_schedule(0.0, peak, self.warmup_steps)
+        return optax.join_schedules([warmup, after], [self.warmup_steps])
+
+    def make(self, hyperparameters: Hyperparameters) -> optax.GradientTransformation:
+        """The optimizer."""
+        rate = self.learning_rate(hyperparameters.learning_rate)
+        momentum, decay = self.momentum or None, hyperparameters.decoupled_decay
+        if decay is None:
+            return optax.sgd(rate, momentum)
+        return optax.chain(
+            optax.trace(momentum) if momentum else optax.identity(),
+            optax.add_decayed_weights(decay),
+            optax.scale_by_learning_rate(rate),
+        )
+
+
+def optimizer_spec(config: ConfigDict) -> OptimizerSpec:
+    """What of a configuration's optimizer is part of the program."""
+    schedule = config.schedule
+    return OptimizerSpec(
+        config.optimizer.momentum,
+        schedule.name,
+        tuple(schedule.boundaries),
+        schedule.factor,
+        schedule.warmup_steps,
+        config.num_steps,
     )
 
 
-def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
-    """Learning rate of each step: constant, step or cosine, after a linear warm-up."""
-    peak, schedule = config.optimizer.learning_rate, config.schedule
-    if schedule.name == "constant":
-        after = optax.constant_schedule(peak)
-    elif schedule.name == "step":
-        # Counted from the end of the warm-up, as join_schedules does.
-        steps = [round(b * config.num_steps) - schedule.warmup_steps for b in schedule.boundaries]
-        after = optax.piecewise_constant_schedule(peak, dict.fromkeys(steps, schedule.factor))
-    else:
-        after = optax.cosine_decay_schedule(peak, max(1, config.num_steps - schedule.warmup_steps))
-    if not schedule.warmup_steps:
-        return after
-    warmup = optax.linear_schedule(0.0, peak, schedule.warmup_steps)
-    return optax.join_schedules([warmup, after], [schedule.warmup_steps])
+def hyperparameters(config: ConfigDict) -> Hyperparameters:
+    """The hyperparameters of a configuration, float32; a coefficient of 0 is no term at all."""
+    chosen = config.optimizer
+    return Hyperparameters(
+        np.float32(chosen.learning_rate),
+        np.float32(chosen.l2) if chosen.l2 else None,
+        np.float32(chosen.decoupled_decay) if chosen.decoupled_decay else None,
+    )
+
+
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """The optimizer of a configuration, as `OptimizerSpec` describes it."""
+    return optimizer_spec(config).make(hyperparameters(config))
 
 
 def init_state(
     seed: int, model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple
 ) -> TrainState:
     """The state before the first step; a function of the seed."""
-    images = jnp.zeros((1, *image_shape), jnp.float32)
+    variables = _init_variables(jax.random.key(seed), model=model, image_shape=image_shape)
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(params),
+    )
 
-    @jax.jit
-    def init(key):
-        variables = model.init(key, images)
-        params = variables["params"]
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            batch_stats=variables.get("batch_stats", {}),
-            opt_state=optimizer.init(params),
-        )
 
-    return init(jax.random.key(seed))
+@partial(jax.jit, static_argnames=("model", "image_shape"))
+def _init_variables(key, *, model, image_shape):
+    return model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -111,7 +170,7 @@ def l2_penalty(params: dict) -> jax.Array:
     """Half the sum of all squared parameters: its gradient is the parameters themselves.
 
     Times the coefficient it is the term of the loss that the paper calls L2 regularisation, coupled
-    decay: its gradient goes through the momentum. `make_optimizer` has the decoupled one.
+    decay: its gradient goes through the momentum. `OptimizerSpec` has the decoupled one.
     """
     return 0.5 * jax.tree.reduce(
         operator.add, jax.tree.map(lambda p: jnp.sum(p.astype(jnp.float32) ** 2), params)
@@ -129,7 +188,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     normalization: Normalization,
     augmentation: Augmentation,
-    l2: float,
+    l2: Any = None,
     penalty: GCPenalty | None = None,
     precision: str = "default",
     placement: Placement | None = None,
@@ -149,7 +208,7 @@ def train_step(
       optimizer: of the parameters.
       normalization: of the pixels.
       augmentation: of the pixels.
-      l2: coefficient; 0 compiles to no term at all.
+      l2: coefficient, which may be traced; None compiles to no term at all.
       penalty: what GC is penalised; None compiles to no term at all.
       precision: of matmuls and convolutions, as jax.default_matmul_precision has it; "default"
         leaves it as it is.
@@ -179,7 +238,7 @@ def train_step(
             gc_term = penalty_weight * gc
             metrics["geometric_complexity"] = gc
         loss = jnp.mean(cross_entropy(logits, labels))
-        l2_term = l2 * l2_penalty(params) if l2 else jnp.zeros((), jnp.float32)
+        l2_term = jnp.zeros((), jnp.float32) if l2 is None else l2 * l2_penalty(params)
         total = loss + l2_term
         if penalty is not None:
             total = total + gc_term

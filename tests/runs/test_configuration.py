@@ -67,7 +67,11 @@ def test_misspelt_and_missing_keys_of_a_config_file():
         ("schedule.boundaries", (0.5, 0.5), "ascending"),
         ("evaluation.gc_examples", 1, "gc_examples=1 must be at least 2"),
         ("evaluation.gc_probes", 0, "gc_probes=0 must be at least 1"),
-        ("data.num_classes", 1, "num_classes=1 must be at least 2 and at most 1000000, or left out"),
+        (
+            "data.num_classes",
+            1,
+            "num_classes=1 must be at least 2 and at most 1000000, or left out",
+        ),
         ("stop_after_epochs_at_full_accuracy", -1.0, "must be at least 0, or left out"),
         ("stop_at_train_loss", 0.0, "stop_at_train_loss=0.0 must be above 0, or left out"),
     ],

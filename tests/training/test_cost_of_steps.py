@@ -72,6 +72,22 @@ def test_nothing_compiles_after_the_first_step(tiny_run, monkeypatch, compilatio
     assert set(counts) == {counts[0]}
 
 
+def test_runs_that_differ_in_hyperparameters_and_seed_share_their_programs(tiny_run, compilations):
+    config, workdir = tiny_run
+    config.optimizer.learning_rate = 0.01
+    loop.train(quiet(config), workdir)
+    before = len(compilations)
+    with config.unlocked():
+        config.seed = 1
+        config.optimizer.learning_rate, config.optimizer.l2 = 0.02, 1e-4
+    loop.train(config, workdir.with_name("other"))
+    assert len(compilations) == before
+    # A coefficient of 0 is no term, which is another program.
+    config.optimizer.l2 = 0.0
+    loop.train(config, workdir.with_name("another"))
+    assert len(compilations) > before
+
+
 def test_two_programs_serve_all_penalised_and_plain_steps(tiny_run, monkeypatch, compilations):
     config, workdir = tiny_run
     with_penalty(config, **PENALTY, boundaries=(0.0, 1.0), factors=(1.0, 2.0))
@@ -295,7 +311,6 @@ def test_training_precision_is_the_config_s_and_measuring_is_always_the_highest(
             train_step,
             optimizer=make_optimizer(config),
             augmentation=Augmentation(),
-            l2=0.0,
             precision=precision,
             **options,
         )

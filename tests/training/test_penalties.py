@@ -48,7 +48,6 @@ def penalised_step(model=PLAIN, penalty=None, **options):
         "optimizer": optax.sgd(1.0),
         "normalization": NORMALIZATION,
         "augmentation": Augmentation(),
-        "l2": 0.0,
         "penalty": penalty,
     }
     return partial(train_step_at, batch_size=8, step=partial(train_step, **(defaults | options)))

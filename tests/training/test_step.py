@@ -15,8 +15,8 @@ from gc_nc.runs.configuration import default_config
 from gc_nc.training.step import (
     init_state,
     l2_penalty,
-    learning_rate_schedule,
     make_optimizer,
+    optimizer_spec,
     train_step,
     train_step_at,
 )
@@ -36,7 +36,7 @@ def step_fn(batch_size=2, **options):
         "optimizer": optax.sgd(0.1),
         "normalization": Normalization((0.5,), (0.25,)),
         "augmentation": Augmentation(),
-        "l2": 0.0,
+        "l2": None,
     }
     return partial(
         train_step_at, batch_size=batch_size, step=partial(train_step, **(defaults | options))
@@ -78,7 +78,7 @@ def test_l2_weight_0_is_no_term_at_all():
     state, key = state_of(), jax.random.key(0)
     programs = [
         jax.jit(step_fn(**options)).lower(state, SPLIT, ORDER, 0, key).as_text()
-        for options in ({"l2": 0.0}, {})
+        for options in ({"l2": None}, {})
     ]
     assert programs[0] == programs[1]
     with_penalty = jax.jit(step_fn(l2=1e-3)).lower(state, SPLIT, ORDER, 0, key).as_text()
@@ -132,7 +132,7 @@ def test_schedules(name, warmup, expected):
     config.optimizer.learning_rate = 1.0
     config.schedule.name = name
     config.schedule.warmup_steps = warmup
-    schedule = learning_rate_schedule(config)
+    schedule = optimizer_spec(config).learning_rate(1.0)
     for step, rate in expected.items():
         np.testing.assert_allclose(schedule(step), rate, atol=1e-6)
 
@@ -191,7 +191,7 @@ def test_without_momentum_decoupled_decay_is_l2():
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_decay_0_is_plain_sgd_whose_checkpoints_it_reads(momentum):
     params = {"w": jnp.array([1.0, -2.0])}
-    schedule = optax.piecewise_constant_schedule(0.5, {2: 0.1})
+    schedule = optax.piecewise_constant_schedule(np.float32(0.5), {2: 0.1})
     programs = [
         jax.jit(optimizer.update).lower(params, optimizer.init(params), params).as_text()
         for optimizer in (decaying(0.0, momentum), optax.sgd(schedule, momentum or None))

@@ -24,6 +24,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
 from absl import flags
 from tqdm import tqdm
 
@@ -33,6 +34,7 @@ from gc_nc.reproduction import member_rows, reproduce
 from gc_nc.reproduction.catalogue import FIGURES, find_figure, listing
 from gc_nc.reproduction.report import write_report
 from gc_nc.runs.loop import Interrupted
+from gc_nc.sweeps.inline_executor import run_inline
 from gc_nc.sweeps.local_executor import make_slots, run_locally
 from gc_nc.sweeps.members import Member, make_members, read_sweep
 from gc_nc.sweeps.sweep_status import outcome_table
@@ -56,6 +58,14 @@ _ROWS = flags.DEFINE_string(
     "rows",
     None,
     "Folder that gets a file of all that is measured of each run.",
+    allow_override=True,
+)
+_EXECUTOR = flags.DEFINE_enum(
+    "executor",
+    None,
+    ("inline", "local"),
+    "Where the runs run: one after another in this process, or each in a process of its own."
+    " Default: inline for smoke, demo and on GPUs.",
     allow_override=True,
 )
 _LIST = flags.DEFINE_bool("list", False, "Shows the figures, their claims and what they cost.")
@@ -134,17 +144,14 @@ def _run(sweep_dir: Path, members: list[Member]) -> None:
     missing = reproduce.missing_members(sweep_dir, members)
     if not missing:
         return
-    if _SCALE.value == "smoke":
-        try:
-            reproduce.run_here(sweep_dir, missing)
-        except Interrupted as stop:
-            launcher.fail(str(stop), 128 + stop.signal_number)
-        return
     print(f"{sweep_dir.name}: {len(missing)} of {len(members)} runs are to be made")
-    slots = make_slots(_MAX_PARALLEL.value or _default_parallel(), _GPUS.value)
-    outcomes, signal_number = run_locally(
-        members, sweep_dir, launcher.train_command(sweep_dir), slots
-    )
+    if _executor() == "inline":
+        outcomes, signal_number = run_inline(members, sweep_dir, jax.devices)
+    else:
+        slots = make_slots(_MAX_PARALLEL.value or _default_parallel(), _GPUS.value)
+        outcomes, signal_number = run_locally(
+            members, sweep_dir, launcher.train_command(sweep_dir), slots
+        )
     if signal_number is not None:
         print(outcome_table(outcomes))
         sys.exit(128 + signal_number)
@@ -171,6 +178,13 @@ def _write_rows(sweep_dir: Path, members: list[Member], sweep: str) -> bool:
     except Interrupted as stop:
         launcher.fail(str(stop), 128 + stop.signal_number)
     return not missing
+
+
+def _executor() -> str:
+    if _EXECUTOR.value:
+        return _EXECUTOR.value
+    # Runs of seconds are shorter than the start of a process.
+    return "inline" if _SCALE.value in ("smoke", "demo") or shutil.which("nvidia-smi") else "local"
 
 
 def _default_parallel() -> int:

@@ -1,7 +1,7 @@
 """Trains every member of a config's sweep, on this machine or on a Slurm cluster.
 
     python -m experiments.sweep --config=experiments/configs/digits.py --workdir=DIR
-        [--max_parallel=N] [--gpus=N] [--config.KEY=VALUE ...]
+        [--executor=inline] [--max_parallel=N] [--gpus=N] [--config.KEY=VALUE ...]
     python -m experiments.sweep --config=FILE --workdir=DIR --executor=slurm --partition=NAME
         --time=MINUTES --gpus=N --max_parallel=N [--sbatch=KEY=VALUE ...]
 
@@ -18,11 +18,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
 from experiments import launcher
 from gc_nc.errors import InputError
+from gc_nc.sweeps.inline_executor import count_programs, run_inline
 from gc_nc.sweeps.local_executor import make_slots, run_locally
 from gc_nc.sweeps.members import make_members, read_sweep
 from gc_nc.sweeps.slurm_executor import SlurmOptions, run_on_slurm
@@ -36,7 +38,14 @@ _CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the sweep, with one for each run.")
-_EXECUTOR = flags.DEFINE_enum("executor", "local", ("local", "slurm"), "Where the runs run.")
+_EXECUTOR = flags.DEFINE_enum(
+    "executor",
+    "local",
+    ("inline", "local", "slurm"),
+    "Where the runs run: one after another in this process, each in a process of its own on this"
+    " machine, or as jobs of a Slurm cluster.",
+    allow_override=True,
+)
 _MAX_PARALLEL = flags.DEFINE_integer("max_parallel", 1, "Runs at once.", lower_bound=1)
 _GPUS = flags.DEFINE_integer("gpus", 0, "GPUs of each run.", lower_bound=0)
 _SLURM_FLAGS = (
@@ -59,18 +68,32 @@ def main(argv: list[str]) -> None:
     workdir = Path(_WORKDIR.value).expanduser()
     flag = flags.FLAGS["config"]
     members = make_members(base, read_sweep(flag.config_filename), fixed=flag.override_values)
-    run = _on_slurm if _EXECUTOR.value == "slurm" else _here
-    outcomes, signal_number = run(members, workdir)
+    executors = {"inline": _inline, "local": _here, "slurm": _on_slurm}
+    outcomes, signal_number = executors[_EXECUTOR.value](members, workdir)
     print(outcome_table(outcomes))
     if signal_number is not None:
         sys.exit(128 + signal_number)
     sys.exit(any(outcome.state is not State.DONE for outcome in outcomes.values()))
 
 
-def _here(members, workdir):
+def _inline(members, workdir):
+    _refuse_slurm_flags()
+    for flag, unused in ((_MAX_PARALLEL, 1), (_GPUS, 0)):
+        if flag.value != unused:
+            raise InputError(f"--{flag.name} is for --executor=local and --executor=slurm")
+    open_sweep(workdir, members)
+    print(f"{len(members)} runs with {count_programs(members)} training programs between them")
+    return run_inline(members, workdir, jax.devices)
+
+
+def _refuse_slurm_flags():
     for flag in _SLURM_FLAGS:
         if flag.value is not None:
             raise InputError(f"--{flag.name} is for --executor=slurm")
+
+
+def _here(members, workdir):
+    _refuse_slurm_flags()
     slots = make_slots(_MAX_PARALLEL.value, _GPUS.value)
     open_sweep(workdir, members)
     return run_locally(members, workdir, launcher.train_command(workdir), slots)

@@ -35,7 +35,7 @@ def test_every_package_has_a_floor():
     assert {path.parent.name for path in ROOT.glob("*/__init__.py")} == set(FLOOR)
 
 
-@pytest.mark.parametrize("package", FLOOR)
+@pytest.mark.parametrize("package", sorted(FLOOR))
 def test_a_package_takes_from_the_floors_below_it(package):
     for path in (ROOT / package).rglob("*.py"):
         for part in imported_parts(path):

@@ -19,18 +19,12 @@ from gc_nc.files import read_json_object, to_json, write_atomically
 from gc_nc.reproduction.catalogue import Figure
 from gc_nc.reproduction.figure_result import Context, FigureResult
 from gc_nc.reproduction.run_table import Sweep, collect
-from gc_nc.runs import loop
-from gc_nc.runs.checkpoints import StorageError
 from gc_nc.runs.configuration import default_config
 from gc_nc.runs.finished_run import FinishedRun, open_run
 from gc_nc.runs.run_data import load_run_data
-from gc_nc.runs.run_directory import RunInUseError, git_revision, read_stored_config
+from gc_nc.runs.run_directory import git_revision, read_stored_config
 from gc_nc.sweeps.members import Member
-from gc_nc.sweeps.sweep_directory import is_done, log_path, open_sweep, run_path
-from gc_nc.sweeps.sweep_status import start_line
-
-#: A run that did not end well: the sweep goes on, and the figure names it as missing.
-_RUN_ERRORS = (loop.DivergedError, StorageError, RunInUseError)
+from gc_nc.sweeps.sweep_directory import is_done, log_path, open_sweep
 
 
 def missing_members(sweep_dir: Path, members: Sequence[Member]) -> list[Member]:
@@ -88,24 +82,6 @@ def _data_fault(values: dict[str, Any]) -> str:
     except InputError as error:
         return str(error)
     return ""
-
-
-def run_here(sweep_dir: Path, members: Sequence[Member]) -> None:
-    """Trains members one after the other in this process, what they print in their logs.
-
-    For runs that are shorter than the start of a process.
-
-    Raises:
-      Interrupted: by a signal; the run's state is saved.
-    """
-    for member in missing_members(sweep_dir, members):
-        with log_path(sweep_dir, member.name).open("a", encoding="utf-8") as log:
-            log.write(start_line("in the process of experiments.reproduce"))
-            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-                try:
-                    loop.train(member.config, run_path(sweep_dir, member.name))
-                except _RUN_ERRORS as error:
-                    print(f"error: {error}")
 
 
 def make_figure(

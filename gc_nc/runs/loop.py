@@ -22,11 +22,11 @@ from gc_nc.runs.checkpoints import Checkpoints, Restored, StorageError
 from gc_nc.runs.configuration import check_config
 from gc_nc.runs.decisions import Decisions
 from gc_nc.runs.progress import Progress
-from gc_nc.runs.run_data import load_run_data
-from gc_nc.runs.run_figure import draw_run
+from gc_nc.runs.run_data import LoadedData
+from gc_nc.runs.run_figure import draw_finished_run
 from gc_nc.runs.run_setup import RunSetup
 from gc_nc.runs.signals import Interrupted, noting_signals
-from gc_nc.training.evaluation import evaluate_split, gc_subset, on_device
+from gc_nc.training.evaluation import evaluate_split, gc_subset
 from gc_nc.training.penalties import penalty_weight
 from gc_nc.training.step import TrainState
 
@@ -39,6 +39,9 @@ def train(
     config: ConfigDict,
     workdir: Path,
     find_devices: Callable[[], Sequence[jax.Device]] = lambda: jax.local_devices()[:1],
+    *,
+    data: LoadedData | None = None,
+    draw: bool = True,
 ) -> dict[str, Any]:
     """Runs a configuration in its directory, from the start or from where it was stopped.
 
@@ -51,6 +54,8 @@ def train(
       find_devices: gives the devices that divide each batch, once what can be checked without
         them is; default the first one of this process. A run may resume on another number of
         devices than it began on.
+      data: that other runs of this process have loaded; it keeps those of this run.
+      draw: whether to draw the run's picture; `draw_finished_run` draws it later.
 
     Returns:
       results.json: step, stopped_by and the metrics of the last evaluation.
@@ -68,7 +73,7 @@ def train(
         return results
     placement = Placement(find_devices())
     placement.check_batch_size(config.batch_size)
-    setup = RunSetup(config, workdir, load_run_data(config, workdir), placement)
+    setup = RunSetup(config, workdir, data or LoadedData(), placement)
     with run_directory.hold_run(workdir):
         # Another process may have begun or ended the run meanwhile.
         run_directory.check_run_directory(workdir, config)
@@ -81,6 +86,8 @@ def train(
             with contextlib.ExitStack() as stack:
                 results = _Run(setup, workdir, stack).until_done()
             if is_main_process():
+                if draw:
+                    draw_finished_run(workdir)
                 # Last: it is what marks the run as finished.
                 text = to_json(results)
                 write_atomically(workdir / "results.json", text)
@@ -112,10 +119,7 @@ class _Run:
         self._config = config
         self._placement = placement
         self._workdir = workdir
-        # Sorted: their order numbers the keys of the probes.
-        self._splits = {
-            name: on_device(split, placement) for name, split in sorted(setup.splits.items())
-        }
+        self._splits = setup.placed_splits()
         self._programs = setup.programs()
         keys = self._programs.keys(np.uint32(config.seed))
         self._augment_key, self._probe_key, self._penalty_key, self._monitor_key = keys
@@ -326,17 +330,6 @@ class _Run:
         )
 
     def _finish(self) -> dict[str, Any]:
-        config, setup = self._config, self._setup
-        if is_main_process():
-            draw_run(
-                _evaluations(self._log.records),
-                self._workdir / "figures" / "run.png",
-                title=f"{config.model.name} (width {config.model.width:g}) on {setup.dataset.name}",
-                subtitle=(
-                    f"GC of the embedding on {len(setup.subsets['train'])} fixed training and"
-                    f" {len(setup.subsets['test'])} test images, in model-input units"
-                ),
-            )
         last = dict(_evaluations(self._log.records)[-1])
         return {"step": last.pop("step"), "stopped_by": self._decisions.stopped_by, "metrics": last}
 

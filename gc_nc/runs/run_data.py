@@ -1,8 +1,11 @@
 """The data of a run from its configuration."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from gc_nc.data.class_splits import (
@@ -12,10 +15,54 @@ from gc_nc.data.class_splits import (
     divide_by_class,
     needed_classes,
 )
+from gc_nc.data.datasets import ImageSplit
+from gc_nc.data.device_batches import Normalization, channel_normalization
 from gc_nc.data.sources import STREAMED_SOURCES, load_dataset, memory_limit
+from gc_nc.data.streamed_images import StreamedImages
 from gc_nc.data.subsets import limit_images_per_class
-from gc_nc.devices import largest_of_all
+from gc_nc.devices import Placement, largest_of_all
 from gc_nc.files import read_json_object
+from gc_nc.training.evaluation import on_device
+
+
+class LoadedData:
+    """The data of the runs of one process: loaded, placed and summed up once while they are equal.
+
+    One set at a time, so that sets do not add up in memory.
+    """
+
+    def __init__(self):
+        """Nothing is loaded yet."""
+        self._key: Any = None
+        self._data: TransferDataset | None = None
+        self._placed: dict[Any, ImageSplit] = {}
+        self._normalization: Normalization | None = None
+
+    def load(self, config: ConfigDict, workdir: Path) -> TransferDataset:
+        """As `load_run_data`, whose errors it raises."""
+        streamed = (workdir / "metadata.json").exists() and _was_streamed(workdir)
+        key = json.dumps(config.data.to_dict(), sort_keys=True), streamed
+        if key != self._key:
+            self.__init__()
+            self._data, self._key = load_run_data(config, workdir), key
+        return self._data
+
+    def place(self, name: str, split: ImageSplit, placement: Placement) -> ImageSplit:
+        """A split of the loaded set, by its name, where the devices of a run have it."""
+        key = name, placement
+        if key not in self._placed:
+            self._placed[key] = on_device(split, placement)
+        return self._placed[key]
+
+    def normalization(self, images: np.ndarray | StreamedImages) -> Normalization:
+        """`channel_normalization` of the training images of the loaded set."""
+        if self._normalization is None:
+            self._normalization = channel_normalization(images)
+        return self._normalization
+
+
+def _was_streamed(workdir: Path) -> bool:
+    return bool(read_json_object(workdir / "metadata.json").get("data", {}).get("streamed"))
 
 
 def load_run_data(config: ConfigDict, workdir: Path | None = None) -> TransferDataset:
@@ -34,8 +81,7 @@ def load_run_data(config: ConfigDict, workdir: Path | None = None) -> TransferDa
     data, classes = config.data, config.data.classes
     streaming, limit = data.streaming, data.memory_limit_gib
     if streaming is None and workdir is not None and (workdir / "metadata.json").exists():
-        facts = read_json_object(workdir / "metadata.json").get("data", {})
-        streaming = True if facts.get("streamed") else None
+        streaming = _was_streamed(workdir) or None
     if limit is None and jax.process_count() > 1:
         # All or none of the processes stream: they run one program.
         limit = -largest_of_all(-int(memory_limit() // 2**20)) / 2**10

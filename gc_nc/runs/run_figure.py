@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from gc_nc.drawing import COLORS, GREY, finite, new_panels, save, set_logarithmic
+from gc_nc.files import read_json_object
+from gc_nc.runs.run_directory import read_records
 
 _COLORS = dict(zip(("train", "test"), COLORS, strict=False))
 _PANELS = (
@@ -13,6 +15,27 @@ _PANELS = (
     ("geometric_collapse", "Geometric collapse", True),
     ("neural_collapse", "Neural collapse", True),
 )
+
+
+def figure_path(workdir: Path) -> Path:
+    """Where the picture of a run is."""
+    return workdir / "figures" / "run.png"
+
+
+def draw_finished_run(workdir: Path) -> None:
+    """Draws the picture of a run whose last evaluation is in its metrics.jsonl."""
+    config = read_json_object(workdir / "config.json")
+    data = read_json_object(workdir / "metadata.json")["data"]
+    examples = data["gc_examples"]
+    draw_run(
+        [record for record in read_records(workdir) if "train/accuracy" in record],
+        figure_path(workdir),
+        title=f"{config['model']['name']} (width {config['model']['width']:g}) on {data['name']}",
+        subtitle=(
+            f"GC of the embedding on {examples['train']} fixed training and {examples['test']} test"
+            " images, in model-input units"
+        ),
+    )
 
 
 def draw_run(evaluations: list[dict], path: Path, *, title: str, subtitle: str) -> None:

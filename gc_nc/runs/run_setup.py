@@ -9,11 +9,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gc_nc.data.class_splits import TransferDataset
+from gc_nc.data.datasets import ImageSplit
 from gc_nc.data.device_batches import (
     Augmentation,
     ExampleOrder,
     Normalization,
-    channel_normalization,
     identity_normalization,
 )
 from gc_nc.data.fingerprints import with_fingerprint
@@ -23,6 +23,7 @@ from gc_nc.errors import InputError
 from gc_nc.files import read_json_object
 from gc_nc.models import build_model
 from gc_nc.runs.programs import Programs, ProgramSpec, compile_programs
+from gc_nc.runs.run_data import LoadedData
 from gc_nc.runs.run_directory import has_begun, read_data_facts
 from gc_nc.runs.run_identity import check_same_data, identifying_facts
 from gc_nc.training.evaluation import gc_subset
@@ -47,30 +48,30 @@ class RunSetup:
       hyperparameters: what a step takes as arguments.
     """
 
-    def __init__(
-        self, config: ConfigDict, workdir: Path, divided: TransferDataset, placement: Placement
-    ):
+    def __init__(self, config: ConfigDict, workdir: Path, data: LoadedData, placement: Placement):
         """Checks what can be checked before anything is written.
 
         Args:
           config: checked by `check_config`.
           workdir: of the run, which may have begun.
-          divided: its data.
+          data: loads its data, unless they are loaded.
           placement: of its arrays.
 
         Raises:
-          InputError: the data and the configuration do not fit, the network not the memory, or
-            the run was begun with other data.
+          InputError: the data cannot be loaded or do not fit the configuration, the network does
+            not fit the memory, or the run was begun with other data.
         """
+        self._data = data
+        divided = data.load(config, workdir)
         self.config = config
         self.placement = placement
         self.dataset = dataset = divided.source
         self._divided = _as_begun(divided, workdir)
         images = dataset.train.images
-        data = config.data
-        if 2 * data.crop_padding > min(images.shape[1:3]):
+        padding = config.data.crop_padding
+        if 2 * padding > min(images.shape[1:3]):
             raise InputError(
-                f"config.data.crop_padding={data.crop_padding} is more than half of the"
+                f"config.data.crop_padding={padding} is more than half of the"
                 f" {images.shape[1]}x{images.shape[2]} images"
             )
         self.streamed = isinstance(images, StreamedImages)
@@ -102,7 +103,7 @@ class RunSetup:
         if self.streamed and has_begun(workdir):
             # Spares a run that goes on the reading of all images.
             return read_data_facts(workdir / "metadata.json")[1]
-        return channel_normalization(images)
+        return self._data.normalization(images)
 
     @property
     def penalised(self) -> bool:
@@ -127,6 +128,13 @@ class RunSetup:
             # The units of geometric complexity: inputs are (pixel / 255 - mean) / std.
             "normalization": self.normalization._asdict(),
             "gc_examples": {split: len(subset) for split, subset in self.subsets.items()},
+        }
+
+    def placed_splits(self) -> dict[str, ImageSplit]:
+        """The splits where the run's arrays are; sorted, since their order numbers random keys."""
+        return {
+            name: self._data.place(name, split, self.placement)
+            for name, split in sorted(self.splits.items())
         }
 
     def initial_state(self) -> TrainState:

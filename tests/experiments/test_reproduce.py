@@ -21,6 +21,7 @@ from gc_nc.reproduction.report import write_report
 from gc_nc.reproduction.run_table import SETTING_NAMES, Run, Sweep, _row, collect
 from gc_nc.reproduction.training_figures import setting_figure, terminal_phase_figure
 from gc_nc.runs import loop
+from gc_nc.sweeps.inline_executor import run_inline
 from gc_nc.sweeps.members import make_members, read_sweep
 from gc_nc.sweeps.sweep_directory import run_path
 
@@ -68,7 +69,7 @@ def _smoke_runs(folder, sweeps):
             done = trained.setdefault(str(member.config), run_path(folder / name, member.name))
             if done.exists():
                 shutil.copytree(done, run_path(folder / name, member.name))
-            reproduce.run_here(folder / name, [member])
+            run_inline([member], folder / name)
     return folder
 
 

@@ -19,6 +19,7 @@ from gc_nc.reproduction import reproduce
 from gc_nc.reproduction.catalogue import FIGURES
 from gc_nc.runs import loop
 from gc_nc.runs.configuration import default_config
+from gc_nc.sweeps.inline_executor import run_inline
 from gc_nc.sweeps.members import make_members, read_sweep
 from tests.sweeps.config_file import CONFIG
 
@@ -123,7 +124,7 @@ def test_reproduce(setting, tmp_path):
     base = base.lock()
     with SETTINGS[setting][0]():
         reproduce.prepare(tmp_path / figure.sweep, members, base)
-        reproduce.run_here(tmp_path / figure.sweep, members)
+        run_inline(members, tmp_path / figure.sweep)
         record = reproduce.make_figure(figure, "smoke", tmp_path, members, base)
     assert not record["missing"]
 

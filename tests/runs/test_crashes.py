@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from gc_nc.errors import InputError
-from gc_nc.runs import loop, run_directory
+from gc_nc.runs import loop, run_data, run_directory
 from gc_nc.runs.checkpoints import UNREADABLE, Checkpoints, StorageError
 from gc_nc.training.step import TrainState
 
@@ -232,16 +232,16 @@ def test_a_look_at_the_lock_keeps_nobody_from_the_run(tmp_path):
 
 def test_a_run_that_another_process_ended_meanwhile(tiny_run, monkeypatch):
     config, workdir = tiny_run
-    load = loop.load_run_data
+    load = run_data.load_run_data
 
     def load_while_another_runs(config, workdir):
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "load_run_data", load)
+            patch.setattr(run_data, "load_run_data", load)
             results.append(loop.train(config, workdir))
         return load(config, workdir)
 
     results = []
-    monkeypatch.setattr(loop, "load_run_data", load_while_another_runs)
+    monkeypatch.setattr(run_data, "load_run_data", load_while_another_runs)
     assert loop.train(config, workdir) == results[0]
 
 

@@ -20,6 +20,7 @@ from gc_nc.devices import Placement
 from gc_nc.errors import InputError
 from gc_nc.runs import loop, run_directory
 from gc_nc.runs.progress import Progress
+from gc_nc.runs.run_data import LoadedData
 from gc_nc.runs.run_setup import RunSetup
 from tests.rounding import assert_same_numbers
 
@@ -78,7 +79,7 @@ def alone(config, workdir):
 
 def last_state(config, workdir, count=1):
     placement = Placement(jax.devices()[:count])
-    like = RunSetup(config, workdir, loop.load_run_data(config), placement).initial_state()
+    like = RunSetup(config, workdir, LoadedData(), placement).initial_state()
     with loop.Checkpoints(workdir / "checkpoints", keep=2) as checkpoints:
         return checkpoints.restore(20, like)
 

@@ -162,7 +162,7 @@ def test_records_after_the_last_checkpoint_are_taken_again(tiny_run, unbroken, m
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "draw_run", die)
+        patch.setattr(loop, "draw_finished_run", die)
         patch.setattr(Checkpoints, "save", _only_below(8, Checkpoints.save))
         with pytest.raises(OSError, match="no space left"):
             loop.train(config, workdir)
@@ -181,7 +181,7 @@ def test_a_checkpoint_ahead_of_the_log_still_ends(tiny_run, unbroken, monkeypatc
         raise OSError("power cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "draw_run", die)
+        patch.setattr(loop, "draw_finished_run", die)
         with pytest.raises(OSError, match="power cut"):
             loop.train(config, workdir)
     log = workdir / "metrics.jsonl"

@@ -22,7 +22,7 @@ from gc_nc.errors import InputError
 from gc_nc.runs import finished_run, loop
 from gc_nc.runs.configuration import default_config
 from gc_nc.runs.finished_run import open_run
-from gc_nc.runs.run_data import load_run_data
+from gc_nc.runs.run_data import LoadedData, load_run_data
 from gc_nc.runs.run_directory import create_run_directory
 from gc_nc.runs.run_setup import RunSetup
 
@@ -40,7 +40,7 @@ def write_npz(path, images, labels):
 def begin(config, workdir):
     """What a run has written before its first step."""
     placement = Placement(jax.local_devices()[:1])
-    setup = RunSetup(config, workdir, load_run_data(config, workdir), placement)
+    setup = RunSetup(config, workdir, LoadedData(), placement)
     create_run_directory(workdir, config, setup.data_facts())
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from gc_nc.data.streamed_images import StreamedImages
 from gc_nc.measurement.full_measurement import measure_run
-from gc_nc.runs import loop, run_directory, run_setup
+from gc_nc.runs import loop, run_data, run_directory
 from gc_nc.runs.checkpoints import StorageError
 from gc_nc.runs.finished_run import open_run
 from gc_nc.runs.progress import Progress
@@ -51,7 +51,7 @@ def test_a_streamed_run_is_the_resident_one_also_when_it_goes_on(folder_run, mon
             loop.train(config, places[1])
     with monkeypatch.context() as patch:
         # A run that goes on does not read all images to normalise them.
-        patch.setattr(run_setup, "channel_normalization", None)
+        patch.setattr(run_data, "channel_normalization", None)
         assert_same_numbers(loop.train(config, places[1])["metrics"], results["metrics"], TERMS)
     assert_same_numbers(without_clock(places[1]), without_clock(places[0]), TERMS)
     runs = [open_run(place) for place in places]

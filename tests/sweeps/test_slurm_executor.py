@@ -163,7 +163,7 @@ def test_which_signals_put_a_job_in_the_queue_again(tmp_path, monkeypatch, numbe
         (
             lambda patch: patch.setitem(sys.modules, "submitit", None),
             "sweep",
-            r"needs submitit; install it: .*gc_nc\[slurm\]",
+            r"needs submitit; install it: .*gc_nc\[sweeps\]",
         ),
         (lambda patch: patch.setenv("PATH", ""), "sweep", "there is no Slurm here"),
         (lambda patch: None, "50%", "has a % in its path"),

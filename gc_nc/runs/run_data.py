@@ -66,14 +66,15 @@ def _was_streamed(workdir: Path) -> bool:
 
 
 def load_run_data(config: ConfigDict, workdir: Path | None = None) -> TransferDataset:
-    """Loads config.data, divides it by class and takes the images of each that are asked for.
+    """Loads config.data, divides it by class and limits the images of each class as configured.
 
-    `source` is what the network is trained on. Where only some images of a set are used, only those
-    are read.
+    `source` is what the network is trained on. If only some images of a dataset are used, only
+    those are read.
 
     Args:
-      config: checked.
-      workdir: of a run that may have begun; one that streamed its images goes on so.
+      config: a checked config.
+      workdir: the directory of a run that may have started; if it streamed its images, it still
+        does.
 
     Raises:
       InputError: as `load_dataset`, `divide_by_class` and `limit_images_per_class`.
@@ -83,7 +84,7 @@ def load_run_data(config: ConfigDict, workdir: Path | None = None) -> TransferDa
     if streaming is None and workdir is not None and (workdir / "metadata.json").exists():
         streaming = _was_streamed(workdir) or None
     if limit is None and jax.process_count() > 1:
-        # All or none of the processes stream: they run one program.
+        # Either all processes stream or none does, because they run one program.
         limit = -largest_of_all(-int(memory_limit() // 2**20)) / 2**10
     split = ClassSplit(
         classes.split,
@@ -100,7 +101,7 @@ def load_run_data(config: ConfigDict, workdir: Path | None = None) -> TransferDa
         "test": data.test_images_per_class,
         "held": data.held_images_per_class,
     }
-    # Of a set that is used in part, only that part is read.
+    # If only a part of the dataset is used, only that part is read.
     in_part = any(limit is not None for limit in limits.values())
     read_part = in_part and streaming is None and data.source in STREAMED_SOURCES
     dataset = load_dataset(
@@ -121,7 +122,7 @@ def load_run_data(config: ConfigDict, workdir: Path | None = None) -> TransferDa
 
 
 def _in_memory(divided: TransferDataset, limit_gib: float | None) -> TransferDataset:
-    """Reads the streamed images, unless all of them take more than is allowed."""
+    """Reads the streamed images into memory, unless together they exceed the limit."""
     source = divided.source
     held = {part: getattr(divided, part) for part in HELD_PARTS if getattr(divided, part)}
     parts = {"train": source.train, "test": source.test, **held}

@@ -239,7 +239,7 @@ def test_r1_a_failed_background_write_is_an_error(tiny_run, monkeypatch):
 
     config, workdir = tiny_run
     monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", fail)
-    with pytest.raises(StorageError, match=r"disk full\).*the same command goes on"):
+    with pytest.raises(StorageError, match=r"disk full\).*the same command resumes"):
         loop.train(config, workdir)
     assert not (workdir / "results.json").exists()
 
@@ -367,7 +367,7 @@ def a_long_name(workdir):
         (a_file, "is not a folder that can be written to"),
         (below_a_file, "is not a folder that can be written to"),
         (a_pattern, r"has \[ \] in its path"),
-        (a_folder_of_something_else, "holds no run"),
+        (a_folder_of_something_else, "does not contain a run"),
         (a_broken_config, "cannot be read"),
         (a_list_for_a_config, "is not a JSON object"),
         (a_long_name, "cannot be used"),

@@ -311,7 +311,7 @@ def test_an_exact_penalty_of_a_wide_embedding_is_refused_at_the_start(tiny_run):
     config, workdir = tiny_run
     config.model.width = 0.25
     config.gc_penalty.weight, config.gc_penalty.method = 1.0, "exact"
-    with pytest.raises(InputError, match="of the 128 dimensions of the embedding and allows 64"):
+    with pytest.raises(InputError, match="of the 128 dimensions of the embedding, at most 64"):
         loop.train(config, workdir)
     assert not workdir.exists()
 

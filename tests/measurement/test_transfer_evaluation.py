@@ -336,7 +336,7 @@ def test_runs_on_other_classes_are_not_ranked_together(runs, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_ways": ["4"]}, "num_ways=4 but labels hold 3 classes"),
+        ({"num_ways": ["4"]}, "num_ways=4 but labels have 3 classes"),
         ({"num_shots": ["7"]}, "num_shots=7 .*num_queries=4 needs 11 of each class"),
         ({"num_ways": ["1"]}, "--num_ways=1 must be numbers of at least 2"),
         ({"num_ways": ["x"]}, "--num_ways=x must be numbers"),

@@ -72,7 +72,7 @@ def a_broken_sweep(workdir):
     ("prepare", "message"),
     [
         (a_run, "holds a single run"),
-        (a_thesis, "is not empty and holds no sweep"),
+        (a_thesis, "is not empty and has no sweep in it"),
         (a_broken_sweep, "sweep.json cannot be read"),
     ],
 )

@@ -71,7 +71,7 @@ def a_broken_sweep(workdir):
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (a_run, "holds a single run"),
+        (a_run, "has a single run"),
         (a_thesis, "is not empty and has no sweep in it"),
         (a_broken_sweep, "sweep.json cannot be read"),
     ],

@@ -113,7 +113,7 @@ def test_a_missing_run_is_named_and_the_rest_is_drawn(workdir, tmp_path):
     assert record["num_runs"] == len(members) - 2
     assert record["missing"] == [
         f"{gone}: the loss is NaN",
-        f"{broken}: train/neural_collapse of its last evaluation is no finite number",
+        f"{broken}: train/neural_collapse of its last evaluation is not a finite number",
     ]
 
 

@@ -28,7 +28,7 @@ def draw_rows(
     curves_of: Callable[[Run], Curves],
     path: Path,
 ) -> None:
-    """Draws a row of panels for each setting, a column for each metric, and a colour for each value.
+    """Draws a row of panels for each setting, a column for each metric and a colour for each value.
 
     Thick lines are means over the seeds up to where the first run ends, with a band from the lowest
     to the highest; thin lines are the whole runs.

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,19 +103,19 @@ def _read_image(folder: Path, name: str) -> bytes:
 
 
 def _figure(record: dict[str, Any]) -> dict[str, Any]:
-    """The record, with what it lacks filled in, and what the template cannot work out itself."""
+    """The record with defaults for what it lacks, and with what the template needs besides."""
     figure = _OPTIONAL | {key: value for key, value in record.items() if value is not None}
     table = figure["table"]
     names = table["columns"] if table["rows"] else ()
-    texts = [any(isinstance(v, str) for v in c) for c in zip(*table["rows"], strict=True)]
+    kinds = [
+        {} if any(isinstance(value, str) for value in column) else {"class": "number"}
+        for column in zip(*table["rows"], strict=True)
+    ]
     return figure | {
-        # A folder may hold a number twice, at two scales.
+        # Not the number, which a folder may have twice, at two scales.
         "anchor": re.sub(r"\W", "-", Path(figure["image"]).stem),
         "counts": Counter(finding["verdict"] for finding in figure["findings"]),
-        "columns": [
-            ({} if text else {"class": "number"}, name)
-            for text, name in zip(texts, names, strict=True)
-        ],
+        "columns": list(zip(kinds, names, strict=True)),
     }
 
 
@@ -151,13 +152,8 @@ _ENVIRONMENT = jinja2.Environment(
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
-    lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-_ENVIRONMENT.filters |= {
-    "base64": lambda content: base64.b64encode(content).decode(),
-    "cell": _cell,
-    "counted": _counted,
-    "duration": _duration,
-    "json": lambda value: json.dumps(value, ensure_ascii=False),
-}
+_ENVIRONMENT.filters |= {"cell": _cell, "counted": _counted, "duration": _duration}
+_ENVIRONMENT.filters["base64"] = lambda content: base64.b64encode(content).decode()
+_ENVIRONMENT.filters["json"] = partial(json.dumps, ensure_ascii=False)

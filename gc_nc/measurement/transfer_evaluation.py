@@ -350,7 +350,7 @@ def _accuracies(run, variables, features, images, protocol, task, report) -> np.
 
 @functools.cache
 def _head(name: str, regularization: float | None):
-    """Returns the same object for the same settings, because each object is compiled anew."""
+    """Returns the same object for the same settings, because JAX compiles for each new object."""
     if regularization is None:
         return HEADS[name]
     return partial(HEADS[name], regularization=regularization)

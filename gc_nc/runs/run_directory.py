@@ -56,8 +56,7 @@ def hold_run(workdir: Path):
             stack.enter_context(locked(workdir / LOCK, timeout=0.5))
         except filelock.Timeout:
             raise RunInUseError(
-                f"workdir {workdir} is in use by another process; wait for it or stop"
-                " it first"
+                f"workdir {workdir} is in use by another process; wait for it or stop it first"
             ) from None
         except OSError as error:
             raise InputError(f"workdir {workdir} cannot be written: {error}") from error

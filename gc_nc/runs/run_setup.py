@@ -45,7 +45,7 @@ class RunSetup:
       measured_model: the network for evaluation; it computes in float32 even if training does not.
       penalised: whether the loss has a GC penalty.
       subsets: the examples of each split on which GC is measured.
-      hyperparameters: what a step takes as arguments.
+      hyperparameters: the numbers that a step takes as arguments.
     """
 
     def __init__(self, config: ConfigDict, workdir: Path, data: LoadedData, placement: Placement):
@@ -160,7 +160,7 @@ class RunSetup:
             )
 
     def programs(self) -> Programs:
-        """The programs of the run, which runs that differ in hyperparameters or seed share."""
+        """The programs of the run, shared by runs that differ only in hyperparameters or seed."""
         config = self.config
         return compile_programs(
             ProgramSpec(

@@ -170,7 +170,7 @@ _COMPILED = tuple(jit_for_device(function, any_function=True) for function in _F
 
 
 def _optimizer(learning_rate, momentum):
-    # Imported here: the other heads need no optax.
+    # Imported here, because the other heads do not need optax.
     import optax
 
     return optax.sgd(learning_rate, momentum)

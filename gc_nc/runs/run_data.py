@@ -26,20 +26,20 @@ from gc_nc.training.evaluation import on_device
 
 
 class LoadedData:
-    """The data of the runs of one process: loaded, placed and summed up once while they are equal.
+    """The data of the runs of one process, which equal runs load, place and normalise only once.
 
-    One set at a time, so that sets do not add up in memory.
+    It keeps one dataset at a time, so that datasets do not accumulate in memory.
     """
 
     def __init__(self):
-        """Nothing is loaded yet."""
+        """Starts with nothing loaded."""
         self._key: Any = None
         self._data: TransferDataset | None = None
         self._placed: dict[Any, ImageSplit] = {}
         self._normalization: Normalization | None = None
 
     def load(self, config: ConfigDict, workdir: Path) -> TransferDataset:
-        """As `load_run_data`, whose errors it raises."""
+        """Does the same as `load_run_data`, unless the same data are loaded already."""
         streamed = (workdir / "metadata.json").exists() and _was_streamed(workdir)
         key = json.dumps(config.data.to_dict(), sort_keys=True), streamed
         if key != self._key:
@@ -48,14 +48,14 @@ class LoadedData:
         return self._data
 
     def place(self, name: str, split: ImageSplit, placement: Placement) -> ImageSplit:
-        """A split of the loaded set, by its name, where the devices of a run have it."""
+        """A split of the loaded dataset, by its name, on the devices of a run."""
         key = name, placement
         if key not in self._placed:
             self._placed[key] = on_device(split, placement)
         return self._placed[key]
 
     def normalization(self, images: np.ndarray | StreamedImages) -> Normalization:
-        """`channel_normalization` of the training images of the loaded set."""
+        """`channel_normalization` of the training images of the loaded dataset."""
         if self._normalization is None:
             self._normalization = channel_normalization(images)
         return self._normalization

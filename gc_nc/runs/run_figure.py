@@ -18,7 +18,7 @@ _PANELS = (
 
 
 def figure_path(workdir: Path) -> Path:
-    """Where the picture of a run is."""
+    """The path of a run's picture."""
     return workdir / "figures" / "run.png"
 
 

@@ -8,9 +8,9 @@ H  image height, width: H W    Q  queries of an episode a class
 The annotations are documentation at run time; the tests install jaxtyping's import hook, which
 checks every one of them against the arrays that really arrive.
 
-Whatever JAX is set to, the metrics see the same arrays: float32 and int32 with 64 bits enabled too,
-whole on each device where a mesh has Explicit axes, and without a NaN that debugging would take for
-an error.
+Whatever JAX is set to, the metrics see the same arrays: float32 and int32 even if 64 bits are
+enabled, replicated on each device where a mesh has Explicit axes, and without a NaN that
+jax_debug_nans would report as an error.
 """
 
 import operator
@@ -29,9 +29,9 @@ Array = jax.Array | np.ndarray
 EmbedFn = Callable[[jax.Array], jax.Array]
 
 
-# float64 arrays whose rounding to float32 is this large against their spread are warned of.
+# Warn if rounding a float64 array to float32 changes more than this share of its spread.
 _ROUNDING_THAT_MATTERS = 1e-3
-# Of an array's rows, so many tell how much rounding loses.
+# The loss by rounding is measured on about this many rows of an array.
 _ROWS_LOOKED_AT = 1024
 
 
@@ -39,11 +39,11 @@ def as_floating(array: Array | np.generic | float, name: str) -> jax.Array:
     """Casts real numbers to float32.
 
     Warns:
-      RuntimeWarning: float64 values, outside jit, that lie so far from 0 against their spread that
-        float32 rounds much of it away.
+      RuntimeWarning: outside jit, float64 values so far from 0, relative to their spread, that
+        float32 rounds much of the spread away.
 
     Raises:
-      ValueError: complex numbers, or no array of numbers.
+      ValueError: complex numbers, or something that is not an array of numbers.
     """
     array = as_numbers(array, name)
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
@@ -56,21 +56,21 @@ def as_floating(array: Array | np.generic | float, name: str) -> jax.Array:
             return array if array.dtype == np.float32 else array.astype(jnp.float32)
         if array.dtype == np.float64:
             _warn_if_rounded(array, name)
-        # In NumPy: JAX would wrap 64-bit integers to 32 bits first.
+        # Cast by NumPy, because JAX would first wrap 64-bit integers to 32 bits.
         with np.errstate(over="ignore"):
             return jnp.asarray(array.astype(np.float32))
 
 
 def as_numbers(array: Any, name: str) -> Array:
-    """A JAX array as it is, but see `replicated`; anything else as a NumPy array.
+    """Returns a JAX array as it is, but `replicated`, and anything else as a NumPy array.
 
     Raises:
-      ValueError: what is no array of numbers, such as a dict or None.
+      ValueError: something that is not an array of numbers, such as a dict or None.
     """
     given = array
     if not isinstance(array, jax.Array):
         try:
-            # Variables of Flax NNX, for one.
+            # Variables of Flax NNX have this method, for example.
             wrapped = getattr(array, "__jax_array__", None)
             array = np.asarray(array) if wrapped is None else wrapped()
         except (TypeError, ValueError) as error:
@@ -87,7 +87,7 @@ def _subject(name: str) -> str:
 
 
 def described(value: Any) -> str:
-    """A value of a wrong type, for an error: its type, and the value itself where that is short."""
+    """A value of a wrong type as an error shows it: the value if that is short, else its type."""
     kind = type(value).__name__
     if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)
@@ -97,14 +97,14 @@ def described(value: Any) -> str:
 
 
 def is_known(*values: Any) -> bool:
-    """Whether no leaf is traced, so that values can be looked at."""
+    """Whether no leaf is traced, so that the values can be inspected."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
 def replicated(array: jax.Array) -> jax.Array:
-    """The same array, whole on each device where its mesh has Explicit axes.
+    """Returns the array, replicated on each device if its mesh has Explicit axes.
 
-    There JAX refuses what it cannot tell the sharding of, such as a choice of rows.
+    With Explicit axes JAX refuses operations whose sharding it cannot infer, such as row indexing.
     """
     mesh = jax.typeof(array).sharding.mesh
     if jax.sharding.AxisType.Explicit not in mesh.axis_types:
@@ -116,7 +116,7 @@ def replicated(array: jax.Array) -> jax.Array:
 def _warn_if_rounded(array: np.ndarray, name: str) -> None:
     if array.ndim < 2:
         return
-    # (rows, features): stacks of rows, as support embeddings are, have two axes of them.
+    # Make it (rows, features): support embeddings have two axes of rows.
     rows = array.reshape(len(array), -1) if array.ndim != 3 else array.reshape(-1, array.shape[2])
     rows = rows[:: max(1, len(rows) // _ROWS_LOOKED_AT)]
     with np.errstate(all="ignore"):
@@ -136,7 +136,7 @@ def _warn_if_rounded(array: np.ndarray, name: str) -> None:
 
 
 def as_scalar(value: Array | np.generic | float, name: str) -> jax.Array:
-    """A number that is 0 or more; NaN stays NaN.
+    """Returns a number that is 0 or more; NaN stays NaN.
 
     Raises:
       ValueError: an array, or a negative number (NaN when traced).
@@ -148,7 +148,7 @@ def as_scalar(value: Array | np.generic | float, name: str) -> jax.Array:
 
 
 def nan_where(bad: Array, values: Array, name: str, needed: str) -> jax.Array:
-    """Raises if any of `bad` is set; where that is not known yet, its values become NaN."""
+    """Raises if any of `bad` is set; when traced, the bad values become NaN instead."""
     if is_known(bad) and bool(jnp.any(bad)):
         value = np.asarray(values.ravel()[jnp.argmax(bad)])
         raise ValueError(f"{name}={value!s} {needed}")
@@ -156,7 +156,7 @@ def nan_where(bad: Array, values: Array, name: str, needed: str) -> jax.Array:
 
 
 def with_nan(undefined: Array, values: Array) -> jax.Array:
-    """The values, and a NaN that is meant, not a fault to be debugged, where they are undefined."""
+    """Returns the values with NaN where they are undefined, a NaN that jax_debug_nans ignores."""
     with jax.debug_nans(False):
         return jnp.where(undefined, jnp.asarray(jnp.nan, values.dtype), values)
 
@@ -165,7 +165,7 @@ def check_whole(value: Any, least: int, name: str) -> int:
     """Returns a whole number as an int: Python's, or an integer scalar of NumPy or JAX.
 
     Raises:
-      ValueError: a number below `least`, one that is not whole, or what is traced.
+      ValueError: a number below `least`, one that is not whole, or a traced value.
     """
     if isinstance(value, jax.core.Tracer):
         raise ValueError(f"{name} is traced; a whole number that is known outside jit is needed")
@@ -182,11 +182,11 @@ def check_whole(value: Any, least: int, name: str) -> int:
 
 
 def as_weights(weights: Array, length: int) -> jax.Array:
-    """Checks weights of examples, as far as concrete ones can be checked.
+    """Checks the weights of examples.
 
     Raises:
-      ValueError: another shape than (length,), or a weight that is negative, infinite or NaN. When
-        traced such weights become NaN.
+      ValueError: a shape other than (length,), or a weight that is negative, infinite or NaN. When
+        traced, such weights become NaN instead.
     """
     weights = as_floating(weights, "weights")
     if weights.shape != (length,):

@@ -12,29 +12,29 @@ import jax
 
 from gc_nc.errors import InputError
 
-#: XLA's CPU backend then runs matmuls, convolutions and sums by YNNPACK: up to ten times
-# faster on a VGG's gradients and closer to float64, the same result each time.
+#: With these, XLA's CPU backend runs matmuls, convolutions and sums with YNNPACK, which is up to
+# ten times faster on a VGG's gradients, closer to float64, and gives the same result each time.
 _CPU_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 }
 
-#: Of programs that run functions of users. Of a matmul whose right operand is one number broadcast,
-# as in x @ jnp.ones((4, 6)), YNNPACK's takes what lies behind it in memory (jaxlib 0.10.2). No
-# network of gc_nc.models has such a matmul.
+#: For programs that run users' functions. If the right operand of a matmul is a broadcast number,
+# as in x @ jnp.ones((4, 6)), YNNPACK reads past it in memory (jaxlib 0.10.2). No network of
+# gc_nc.models has such a matmul.
 _CPU_OPTIONS_OF_ANY_FUNCTION = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"
 }
 
-# Reading one from the disk costs a few hundredths of a second.
+# Programs that compile faster are not cached: reading one takes a few hundredths of a second.
 _MIN_CACHED_SECONDS = 0.2
 
 
 @functools.cache
 def compiler_options(*, any_function: bool = False) -> dict[str, str]:
-    """The `compiler_options` of jax.jit for the default backend; {} where this jaxlib has none.
+    """The `compiler_options` of jax.jit for the default backend; {} if this jaxlib has none.
 
     Args:
-      any_function: for programs that run functions of users rather than `gc_nc.models` alone.
+      any_function: whether the program runs users' functions and not only `gc_nc.models`.
     """
     if jax.default_backend() != "cpu":
         return {}
@@ -42,7 +42,7 @@ def compiler_options(*, any_function: bool = False) -> dict[str, str]:
     try:
         jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
     except Exception:
-        # Any error of a trivial program is about the option, which is experimental.
+        # The program is trivial, so an error can only come from the experimental option.
         return {}
     return options
 
@@ -51,7 +51,7 @@ def jit_for_device(fn: Callable, *, any_function: bool = False, **jit_options) -
     """jax.jit with `compiler_options()`; no backend starts before the first call.
 
     Args:
-      fn: to compile.
+      fn: the function to compile.
       any_function: as in `compiler_options`.
       **jit_options: other arguments of jax.jit, such as static_argnames.
     """
@@ -71,13 +71,13 @@ def jit_for_device(fn: Callable, *, any_function: bool = False, **jit_options) -
         try:
             return with_options()(*arguments, **keywords)
         except ValueError as error:
-            # Inside another jit, or under grad, fn may close over what is traced. The outermost
-            # program's options hold, and JAX refuses others before anything ran or was donated.
+            # Inside another jit, or under grad, fn may close over traced values. The options of the
+            # outermost program apply, and JAX refuses others before anything is run or donated.
             if "compiler_options" not in str(error):
                 raise
             return plain(*arguments, **keywords)
 
-    # As jax.jit's functions have it: how many programs there are.
+    # The number of compiled programs, as functions of jax.jit report it.
     call._cache_size = lambda: plain._cache_size() + with_options()._cache_size()
     return call
 
@@ -85,8 +85,8 @@ def jit_for_device(fn: Callable, *, any_function: bool = False, **jit_options) -
 def default_cache_dir() -> Path:
     """Where compiled programs are kept: below XDG_CACHE_HOME, by default ~/.cache.
 
-    A folder for each kind of processor: a home may be shared by machines whose instructions differ,
-    and programs for a CPU are machine code.
+    Each kind of processor has its own folder, because programs for a CPU are machine code and
+    machines with different instruction sets may share a home directory.
     """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "gc_nc" / "xla" / _processor()
@@ -102,7 +102,7 @@ def _processor() -> str:
 
 
 def use_persistent_cache(directory: Path) -> None:
-    """Keeps programs that take long to compile, so that the next process only reads them.
+    """Keeps programs that are slow to compile on disk, so that the next process only reads them.
 
     Raises:
       InputError: the directory cannot be made or written to.

@@ -1,8 +1,8 @@
 """Devices and their memory, and where a run's arrays live: on one device or on a mesh of all.
 
-Data parallelism: the batch is divided among the devices and everything else is on each of them.
-One program says what is computed for the whole batch and XLA divides it, so that BatchNorm's
-statistics, gradients and metrics are those of the whole batch whatever the number of devices.
+Runs are data-parallel: the batch is divided among the devices and all else is replicated on them.
+One program describes the computation for the whole batch and XLA divides it, so BatchNorm's
+statistics, gradients and metrics are those of the whole batch, whatever the number of devices.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ from gc_nc.errors import InputError
 
 
 class Placement:
-    """Devices of a run; hashable, so that it is a static argument."""
+    """The devices of a run; hashable, so that jax.jit takes it as a static argument."""
 
     def __init__(self, devices: Sequence[jax.Device]):
-        """`devices`: of all processes, in the same order in each."""
+        """Takes the devices of all processes, in the same order in each process."""
         self._devices = tuple(devices)
         if len(devices) == 1:
-            # The one program of a run without a mesh, not a mesh of one: nothing is paid for it.
+            # A single device needs no mesh and pays nothing for one.
             self.replicated: Sharding = jax.sharding.SingleDeviceSharding(devices[0])
         else:
             self._mesh = Mesh(np.array(devices), ("batch",))
@@ -33,28 +33,28 @@ class Placement:
             self._divided = NamedSharding(self._mesh, PartitionSpec("batch"))
 
     def __eq__(self, other: object) -> bool:
-        """Of the same devices."""
+        """Whether both have the same devices."""
         return isinstance(other, Placement) and self._devices == other._devices
 
     def __hash__(self) -> int:
-        """Of the devices."""
+        """Hash of the devices."""
         return hash(self._devices)
 
     @property
     def num_devices(self) -> int:
-        """Of all processes."""
+        """Number of devices of all processes."""
         return len(self._devices)
 
     @property
     def jit_options(self) -> dict[str, Any]:
-        """Of jax.jit, for a program whose results every device shall have."""
+        """Options of jax.jit for a program whose results are replicated on every device."""
         return {} if self.num_devices == 1 else {"out_shardings": self.replicated}
 
     def check_batch_size(self, batch_size: int) -> None:
         """Checks that the devices can divide a batch.
 
         Raises:
-          InputError: they cannot; names the sizes nearest to it that they can.
+          InputError: they cannot; the message names the nearest sizes that they can divide.
         """
         count = self.num_devices
         if batch_size % count:
@@ -66,7 +66,7 @@ class Placement:
             )
 
     def replicate(self, tree: Any) -> Any:
-        """Host arrays, the same in all processes, on every device."""
+        """Puts host arrays, equal in all processes, on every device."""
         if self.num_devices == 1:
             return jax.device_put(tree, self._devices[0])
         return jax.tree.map(self._replicate_array, tree)
@@ -76,7 +76,7 @@ class Placement:
         return jax.make_array_from_callback(host.shape, self.replicated, lambda index: host[index])
 
     def divide_batch(self, tree: Any) -> Any:
-        """Host arrays (B / processes, ...), the rows of each process, as arrays (B, ...)."""
+        """Joins host arrays (B / processes, ...), each process's rows, into arrays (B, ...)."""
         if self.num_devices == 1:
             return jax.device_put(tree, self._devices[0])
         return jax.tree.map(
@@ -92,7 +92,7 @@ class Placement:
         return slice(jax.process_index() * size, (jax.process_index() + 1) * size)
 
     def constrain_batch(self, tree: Any) -> Any:
-        """In a program: divides arrays (B, ...) among the devices, if these divide B."""
+        """Inside jit, divides arrays (B, ...) among the devices if their number divides B."""
         if self.num_devices == 1:
             return tree
         return jax.tree.map(
@@ -105,7 +105,7 @@ class Placement:
         )
 
     def constrain_replicated(self, tree: Any) -> Any:
-        """In a program: has every device hold the arrays."""
+        """Inside jit, replicates the arrays on every device."""
         if self.num_devices == 1:
             return tree
         return jax.lax.with_sharding_constraint(tree, self.replicated)
@@ -120,7 +120,7 @@ class Placement:
 
 @dataclasses.dataclass(frozen=True)
 class _DividedEmbedder:
-    """Equal by value, so that the metrics compile it once: hence ids for devices."""
+    """Equal by value, so that the metrics compile it once; it holds ids because they compare."""
 
     embedder: Callable
     device_ids: tuple[int, ...]
@@ -137,20 +137,20 @@ def is_main_process() -> bool:
 
 
 def wait_for_all(name: str) -> None:
-    """Returns once every process is here."""
+    """Returns once every process has called it."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def largest_of_all(value: int) -> int:
-    """The largest of the processes' values; all of them must ask at the same place."""
+    """The largest of the processes' values; all processes must call it at the same point."""
     if jax.process_count() == 1:
         return value
     return int(np.max(multihost_utils.process_allgather(np.int32(value))))
 
 
 def free_device_memory() -> int:
-    """Bytes that are free where arrays live by default: on the accelerator, or in main memory."""
+    """Free bytes where arrays live by default: on the accelerator, or in main memory."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
@@ -158,5 +158,5 @@ def free_device_memory() -> int:
 
 
 def free_main_memory() -> int:
-    """Bytes of main memory that are free."""
+    """Free bytes of main memory."""
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

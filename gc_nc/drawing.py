@@ -11,14 +11,14 @@ GREY = "#555555"
 
 
 def new_panels(rows: int, columns: int, *, panel: tuple[float | int, float | int] = (3.7, 2.9)):
-    """A figure and its axes, a list a row.
+    """A figure and its axes, as one list for each row.
 
     Args:
-      rows: of panels.
-      columns: of panels.
+      rows: number of rows of panels.
+      columns: number of columns of panels.
       panel: width and height of a panel in inches.
     """
-    # The Agg canvas by hand: pyplot would choose a window system and change global state.
+    # Without pyplot, which would choose a window system and change global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -35,17 +35,17 @@ def new_panels(rows: int, columns: int, *, panel: tuple[float | int, float | int
 
 
 def finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """The values, with NaN, which leaves a gap in a line, for infinite ones."""
+    """The values, with NaN in place of infinite ones, so that a line has a gap there."""
     values = np.asarray(values, float)
     return np.where(np.isfinite(values), values, np.nan)
 
 
 def set_logarithmic(ax, axis: str = "y") -> None:
-    """With plain numbers, between the powers of ten too where few of those are in sight."""
+    """Makes an axis logarithmic; labels are plain numbers, also between powers of ten if useful."""
     from matplotlib.ticker import LogLocator
 
     low, high = getattr(ax, f"{axis}axis").get_data_interval()
-    # A logarithmic axis without a positive value would warn and show nothing.
+    # Without a positive value a logarithmic axis would warn and show nothing.
     if not 0 < low <= high:
         return
     getattr(ax, f"set_{axis}scale")("log")
@@ -57,6 +57,6 @@ def set_logarithmic(ax, axis: str = "y") -> None:
 
 
 def save(figure, path: Path, *, dpi: int = 130) -> None:
-    """Writes the PNG; makes its folder."""
+    """Writes the PNG, and makes its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi)

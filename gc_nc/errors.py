@@ -1,4 +1,4 @@
-"""Errors that a user can mend: bad input, a misspelt name, a package that is not installed."""
+"""Errors that a user can fix: bad input, a misspelt name, a package that is not installed."""
 
 import difflib
 import importlib.util
@@ -6,19 +6,19 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Bad input: one line that names the value, what is allowed and how to fix it.
+    """Bad input; the message is one line with the value, what is allowed and how to fix it.
 
-    Launchers print it without a traceback and exit with code 2. Anything else that is raised is a
-    fault of the program and keeps its traceback.
+    Launchers print it without a traceback and exit with code 2. Any other exception is a bug of the
+    program and keeps its traceback.
     """
 
 
 def suggestion(name: str, known: Iterable[str], form: str = "{!r}") -> str:
-    """The end of a message, "; did you mean NAME?", or "" where no known name is similar.
+    """The end of a message, "; did you mean NAME?", or "" if no known name is similar.
 
     Args:
-      name: that is not known.
-      known: names.
+      name: the unknown name.
+      known: the known names.
       form: how the suggested name is shown.
     """
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
@@ -29,7 +29,7 @@ def require_extra(extra: str, *modules: str) -> None:
     """Checks that the packages of an extra of setup.cfg are installed, without importing them.
 
     Raises:
-      ModuleNotFoundError: names what is missing and how to install it.
+      ModuleNotFoundError: a package is missing; the message says how to install it.
     """
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:

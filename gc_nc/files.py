@@ -15,10 +15,10 @@ from gc_nc.errors import InputError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, which takes its place once the block has ended.
+    """Yields a temporary file beside `path`, which replaces `path` once the block has ended.
 
-    The content is on the disk before the name is: after a crash `path` is the old file or the whole
-    new one. If the block raises, `path` stays as it was.
+    The content is on the disk before it gets its name, so after a crash `path` is either the old
+    file or the complete new one. If the block raises, `path` stays as it was.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -43,11 +43,11 @@ def to_json(value: Any) -> str:
 
 
 def read_json_object(path: Path, *, hint: str = "") -> dict[str, Any]:
-    """A JSON object from a file.
+    """Reads a JSON object from a file.
 
     Args:
-      path: of the file.
-      hint: what to do about an error, for the end of its message.
+      path: the file.
+      hint: the end of an error's message, which says what to do.
 
     Raises:
       InputError: the file cannot be read, or its content is not a JSON object.
@@ -65,13 +65,13 @@ def read_json_object(path: Path, *, hint: str = "") -> dict[str, Any]:
 def locked(path: Path, *, timeout: float = -1) -> Iterator[None]:
     """Holds a lock file for as long as the block, or this process, lasts.
 
-    The lock is the operating system's, so a crash leaves nothing to clear away. filelock rather
-    than our own code, because it works on Windows too. On a file system without locks, as some
-    network file systems are, the block runs unprotected after a warning.
+    The operating system keeps the lock, so a crash leaves nothing to clean up. filelock is used
+    because it also works on Windows. On a file system without locks, such as some network file
+    systems, the block runs unprotected after a warning.
 
     Args:
-      path: of the lock file, which is made and stays.
-      timeout: seconds to wait for another process; -1 waits for as long as it takes.
+      path: the lock file, which is created and stays.
+      timeout: seconds to wait for another process; -1 waits without limit.
 
     Raises:
       filelock.Timeout: another process still holds it.
@@ -85,7 +85,7 @@ def locked(path: Path, *, timeout: float = -1) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:
         if isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError):
             raise
-        logging.warning("%s cannot be locked (%s): start no second command there", path, error)
+        logging.warning("%s cannot be locked (%s): run only one command there", path, error)
         yield
         return
     try:

@@ -1,8 +1,8 @@
 """Every stream of random numbers of a run, by name.
 
-A stream is a path of whole numbers below a seed. No path is the beginning of another, so a step, a
-split or a trial that is folded into one stream never gives a key of another. JAX's keys and NumPy's
-generators have registries of their own, since their numbers are unrelated.
+A stream is a path of whole numbers below a seed. No path is a prefix of another, so folding a step,
+a split or a trial into one stream never gives a key of another stream. JAX's keys and NumPy's
+generators have separate registries, since their numbers are unrelated.
 """
 
 from types import MappingProxyType
@@ -10,8 +10,8 @@ from types import MappingProxyType
 import jax
 import numpy as np
 
-#: Paths below `jax.random.key(seed)`, taken by `jax.random.fold_in`. Parameters are initialised
-#: from the root itself: Flax folds hashes of the layers' names into it.
+#: Paths below `jax.random.key(seed)`, followed by `jax.random.fold_in`. Parameters are initialised
+#: from the root itself, into which Flax folds hashes of the layers' names.
 JAX_STREAMS = MappingProxyType(
     {
         "augmentation": (1, 0),
@@ -25,11 +25,11 @@ JAX_STREAMS = MappingProxyType(
     }
 )
 
-# Above any epoch, of which a run has fewer than 2^31.
+# Larger than any epoch's number: a run has fewer than 2^31 epochs.
 _BASE = 2**31
 
-#: Paths below a seed for NumPy's SeedSequence, which takes all of it at once: (seed, *path,
-#: *indices). The order of an epoch is (seed, epoch).
+#: Paths below a seed for NumPy's SeedSequence, which takes the whole path at once: (seed, *path,
+#: *indices). The order of an epoch comes from (seed, epoch).
 NUMPY_STREAMS = MappingProxyType(
     {
         "order of an epoch": (),

@@ -9,11 +9,11 @@ from scipy.stats import permutation_test, rankdata
 
 from gc_nc.errors import InputError
 
-#: Of the p-value, and one minus the level of the interval.
+#: Significance level of the p-value, and one minus the level of the interval.
 ALPHA = 0.05
 
 _RESAMPLES = 10_000
-# Share of runs that may be alone in their setting.
+# The largest share of runs that may be alone in their setting.
 _MOST_ALONE = 0.2
 
 
@@ -22,8 +22,8 @@ class RankCorrelation(NamedTuple):
 
     Attributes:
       rho: in [-1, 1]; NaN where one side is constant.
-      low: of the interval.
-      high: of the interval.
+      low: lower end of the interval.
+      high: upper end of the interval.
       num_runs: n.
     """
 
@@ -40,17 +40,17 @@ def rank_correlation(
 
     The interval resamples runs (pairs) with replacement 10,000 times and takes the 2.5% and 97.5%
     quantiles (Efron and Tibshirani 1993, chapter 13); resamples in which a side is constant have no
-    rho and are left out. It is wide for few runs, and too narrow where runs that differ only in
-    their seed count as if they were independent settings.
+    rho and are left out. It is wide for few runs, and too narrow if runs that differ only in their
+    seed are counted as if they were independent settings.
 
     Args:
-      x: one number a run, such as source GC.
-      y: one number a run, such as accuracy.
-      seed: of the resampling.
+      x: one number for each run, such as source GC.
+      y: one number for each run, such as accuracy.
+      seed: seed of the resampling.
 
     Raises:
-      InputError: fewer than 3 runs, different lengths, or values that are NaN (infinite ones have
-        their rank).
+      InputError: fewer than 3 runs, different lengths, or values that are NaN (infinite values do
+        have a rank).
     """
     x, y = _checked(x, y, len(x))
     rows = np.random.default_rng(seed).integers(0, len(x), (_RESAMPLES, len(x)))
@@ -59,7 +59,7 @@ def rank_correlation(
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """rho over the last axis; NaN where a side is constant."""
+    """Spearman's rho over the last axis; NaN where a side is constant."""
     x, y = (rankdata(values, axis=-1) for values in (x, y))
     x, y = (values - values.mean(axis=-1, keepdims=True) for values in (x, y))
     norm = np.sqrt(np.sum(x**2, axis=-1) * np.sum(y**2, axis=-1))
@@ -91,13 +91,14 @@ class RankTest(NamedTuple):
 
     Attributes:
       rho: Spearman's, in [-1, 1]; NaN where one side is constant.
-      low: of the 95% interval over the runs within each setting; NaN with one run a setting.
-      high: of it.
-      p_value: two-sided, of a permutation of runs or settings; NaN where rho is.
+      low: lower end of the 95% interval over the runs within each setting; NaN if each setting has
+        a single run.
+      high: its upper end.
+      p_value: two-sided, from permuting runs or settings; NaN where rho is.
       num_runs: n.
       num_settings: m.
-      permuted: "runs" or "settings", what the p-value shuffles.
-      permuted_rho: of what it shuffles, runs or the means of settings.
+      permuted: "runs" or "settings", whichever the p-value permutes.
+      permuted_rho: rho of what is permuted, which is runs or the means of settings.
     """
 
     rho: float
@@ -118,30 +119,30 @@ def rank_test(
     permute: str,
     seed: int = 0,
 ) -> RankTest:
-    """Spearman's rho over runs; equal settings mark runs that differ in their seed alone.
+    """Spearman's rho over runs; runs with equal settings differ only in their seed.
 
     The interval resamples runs with replacement within each setting 10,000 times (a stratified
-    bootstrap, 2.5% and 97.5% quantiles; Efron and Tibshirani 1993): it tells how sure rho is for
-    these settings, not for others, and with few runs a setting it is too narrow. Resamples in which
-    a side is constant are left out. Runs that are alone in their setting cannot vary; where they
-    are more than a fifth there is no interval.
+    bootstrap, 2.5% and 97.5% quantiles; Efron and Tibshirani 1993). It says how certain rho is for
+    these settings, not for others, and it is too narrow if settings have few runs. Resamples in
+    which a side is constant are left out. A run that is alone in its setting cannot vary; if more
+    than a fifth of the runs are alone, there is no interval.
 
     The p-value is the share of permutations of y whose |rho| is at least as large. What may be
-    permuted is what is exchangeable if there is no effect. If x is a setting that was chosen, that
-    is runs. If x and y were both measured, runs of a setting belong together, so the means over
-    runs of each setting are permuted and correlated. Up to 40,320 permutations (8!) are all looked
-    at; of more, 10,000 random ones, and the p-value counts the observed one among them.
+    permuted is what is exchangeable if there is no effect. If x is a setting that was chosen, these
+    are the runs. If x and y were both measured, the runs of a setting belong together, so the means
+    over each setting's runs are permuted and correlated. If there are at most 40,320 permutations
+    (8!) all of them are tried, otherwise 10,000 random ones, and the observed one counts as one.
 
     Args:
-      x: one number a run.
-      y: one number a run.
-      settings: what was chosen for each run, its seed left out.
+      x: one number for each run.
+      y: one number for each run.
+      settings: what was chosen for each run, apart from its seed.
       permute: "runs" or "settings".
-      seed: of resampling and permutations.
+      seed: seed of resampling and permutations.
 
     Raises:
-      InputError: differing lengths, fewer than 3 runs or NaN, which has no rank.
-      ValueError: another `permute`.
+      InputError: differing lengths, fewer than 3 runs, or NaN, which has no rank.
+      ValueError: `permute` is something else.
     """
     if permute not in ("runs", "settings"):
         raise ValueError(f"permute={permute!r} must be 'runs' or 'settings'")
@@ -174,11 +175,11 @@ def _p_value(x, y, rng) -> float:
         return math.nan
 
     def statistic(permuted, axis):
-        # Rounded, so that an equal |rho| whose terms were added in another order is as large.
+        # Rounded, so that equal |rho| compare as equal although they are summed in another order.
         return np.round(np.abs(spearman(np.broadcast_to(x, permuted.shape), permuted)), 12)
 
-    # SciPy's: all orders if there are at most so many, and otherwise so many random ones, of which
-    # the observed one counts as one.
+    # SciPy tries all permutations if there are at most n_resamples, and otherwise that many random
+    # ones, to which it adds the observed one.
     result = permutation_test(
         (y,),
         statistic,

@@ -1,1 +1,1 @@
-"""Benchmarks against references: python -m experiments.benchmarks.NAME [--json]."""
+"""Benchmarks that compare with references: python -m experiments.benchmarks.NAME [--json]."""

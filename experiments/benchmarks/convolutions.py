@@ -1,11 +1,11 @@
-"""What share of a matmul's rate ResNet-18's convolutions reach, pass by pass.
+"""Which share of a matmul's rate ResNet-18's convolutions reach, for each pass.
 
     python -m experiments.benchmarks.convolutions
 
-Batch 32 of CIFAR-10's shape, float32, compiled as the library compiles. Each pass and a 2048 x 2048
-matmul take turns; a share is FLOPs over the median seconds, over the same of the matmul. FLOPs are
-those of whole windows, padding included, which XLA's own count leaves out. The last
-line is of all of them as often as a step has them, the first convolution, of 3 channels, aside.
+The batch has 32 float32 images of CIFAR-10's shape, compiled as the library compiles. Each pass and
+a 2048 x 2048 matmul take turns. A share is the rate of a pass, FLOPs over median seconds, divided
+by that of the matmul. FLOPs count whole windows, including the padding that XLA's count leaves out.
+The last line is for all convolutions of a step but the first, which has 3 channels.
 """
 
 from statistics import median
@@ -34,7 +34,7 @@ _CONVOLUTIONS = (
 
 
 def main(argv: list[str]) -> None:
-    """Prints a line a convolution."""
+    """Prints a line for each convolution."""
     del argv
     matrix = jax.random.normal(jax.random.key(0), (_MATMUL, _MATMUL))
     multiply = jit_for_device(lambda a, b: a @ b)

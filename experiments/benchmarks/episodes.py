@@ -2,12 +2,12 @@
 
     python -m experiments.benchmarks.episodes [--json] [--benchmark_episodes=10000]
 
-5-way 5-shot 15-query nearest-mean episodes from embeddings in memory: 12,000 of 512 dimensions in
-20 classes of 600. The first row is the time of sampling and predicting all against 5 seconds for
-10,000, the second the time of an episode, sampling included, against fitting and predicting one
-that is drawn already. The reference runs on the first episodes and on one thread, on which it is
-fastest. Runs alternate in one process; seconds are medians, and on a busy machine only the ratio of
-the second row means something. A minute in all.
+The episodes are 5-way, 5-shot, 15-query and use the nearest mean; the embeddings are in memory,
+12,000 of 512 dimensions in 20 classes of 600. The first row compares the time to sample and predict
+all episodes with a goal of 5 seconds for 10,000. The second compares the time for one episode,
+including sampling, with fitting and predicting one that is already drawn. The reference runs on the
+first episodes and on one thread, where it is fastest. Runs alternate in one process; seconds are
+medians, and on a busy machine only the second row's ratio is meaningful. It takes a minute.
 """
 
 from statistics import median
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     rng = np.random.default_rng(0)
     labels = rng.permutation(_NUM_CLASSES * _CLASS_SIZE) % _NUM_CLASSES
     z = rng.standard_normal((len(labels), _DIM), dtype=np.float32)
-    # As far apart as leaves one query in four wrong.
+    # With these distances one query in four is wrong.
     z += 0.2 * rng.standard_normal((_NUM_CLASSES, _DIM), dtype=np.float32)[labels]
     key = jax.random.key(0)
 
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
         return np.array([_accuracy(z, *episode) for episode in zip(support, query, strict=True)])
 
     with threadpoolctl.threadpool_limits(1):
-        # Also compiles.
+        # The first call also compiles.
         _check(ours()[:num_reference], reference())
         pairs = [
             (reporting.time_call(ours), reporting.time_call(reference)) for _ in range(_REPETITIONS)
@@ -79,7 +79,7 @@ def _accuracy(z, support, query):
 
 
 def _check(accuracies, expected):
-    """The same but for a query in a thousand, as near to two means as rounding is."""
+    """Allows one query in a thousand to differ, because rounding decides between close means."""
     np.testing.assert_allclose(np.mean(np.abs(accuracies - expected)), 0, atol=1e-3)
 
 

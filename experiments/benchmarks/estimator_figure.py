@@ -10,13 +10,13 @@ _MARKERS = "osv^Dx"
 def draw_errors(
     errors: dict[str, dict[int, float]], exact_products: int, path: Path, title: str
 ) -> None:
-    """Draws relative error of an example against Jacobian products; exact is the line at its cost.
+    """Draws the relative error of an example against Jacobian products; a line marks exact GC.
 
     Args:
       errors: {method: {products: error}}.
-      exact_products: what an exact norm costs.
-      path: PNG to write.
-      title: of the picture.
+      exact_products: the number of products that an exact norm costs.
+      path: the PNG to write.
+      title: the title of the picture.
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()

@@ -1,13 +1,13 @@
-"""Estimates of GC against exact GC: error for each product, and the cost of 1% on a large set.
+"""Estimates of GC compared with exact GC: error by products, and the cost of 1% on a large set.
 
     python -m experiments.benchmarks.estimators [--json] [--benchmark_run=RUN] [--figure=PATH]
         [--layer=NAME] [--row=products|cost]
 
-The first row and the figure are of the embedding, or of the flattened output of another layer. On
-the training images of a finished run, or of a VGG-11 that is first trained on the embedded
-digits. Smaller sets are repeated up to --num_images: the cost of a given error depends on their
-spread, which that leaves as it is. The forward pass over all is timed on 2,048 of them, in the same
-chunks of 32. Runs alternate in one process and seconds are medians.
+The first row and the figure are for the embedding, or for the flattened output of another layer.
+The images are the training images of a finished run, or of a VGG-11 that is first trained on the
+embedded digits. Smaller sets are repeated up to --num_images, since the cost of a given error
+depends on their spread, which repetition does not change. The forward pass over all images is timed
+on 2,048 of them, in the same chunks of 32. Runs alternate in one process; seconds are medians.
 """
 
 import tempfile
@@ -31,18 +31,18 @@ from gc_nc.runs import loop
 from gc_nc.runs.finished_run import open_run
 
 _WORKDIR = flags.DEFINE_string(
-    "benchmark_run", None, "A finished run; none trains one on digits.", allow_override=True
+    "benchmark_run", None, "A finished run; by default, one on digits.", allow_override=True
 )
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 50_000, "Size of the large set.", lower_bound=2048)
-_LAYER = flags.DEFINE_string("layer", "embedding", "Whose Jacobian the products are of.")
-_ROW = flags.DEFINE_enum("row", None, ["products", "cost"], "The only row; default both.")
+_LAYER = flags.DEFINE_string("layer", "embedding", "The layer whose Jacobian is multiplied.")
+_ROW = flags.DEFINE_enum("row", None, ["products", "cost"], "The only row; by default both.")
 _FIGURE = flags.DEFINE_string("figure", None, "Where to draw error against products.")
 
 _REPETITIONS, _ERROR, _COST_GOAL, _PRODUCTS_GOAL = 5, 0.01, 0.1, 0.1
 _SAMPLE, _PRODUCTS = 128, (1, 3, 6, 12, 24, 48)
 
-# Their products are independent, so that m of them are the mean of m estimates of one each. The
-# others are drawn together, and every number of them is a program to compile.
+# The products of these methods are independent, so an estimate from m products is the mean of m
+# estimates from one. The others draw their products together and compile a program for every m.
 _ONE_BY_ONE = ("output_probes", "input_probes", "jacobian_entries")
 
 
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     """Measures, prints the rows and draws the figure if asked."""
     del argv
     if _ROW.value == "cost" and (_FIGURE.value or _LAYER.value != "embedding"):
-        raise InputError("--row=cost is of the embedding and draws nothing; drop --figure, --layer")
+        raise InputError("--row=cost is for the embedding, and not drawn; drop --figure, --layer")
     if not _WORKDIR.value:
         names = layer_names(build_model(digits.get_config().model.name, 10))
         if _LAYER.value not in names:
@@ -112,10 +112,10 @@ def _errors(embed, sample) -> dict[str, dict[int, float]]:
 
 
 def _products_row(errors) -> reporting.Row:
-    """Products of output_probes where output_dims reaches the same error with 24."""
+    """The number of products with which output_probes has the error of output_dims with 24."""
     probes, dims = errors["output_probes"], errors["output_dims"]
     m = max(m for m in dims if m <= 24)
-    # Probes' variance is in proportion to 1 / m, so one constant describes them.
+    # The variance of probes is proportional to 1 / m, so one constant describes them.
     constant = np.mean([error**2 * count for count, error in probes.items()])
     return reporting.Row(
         f"products of output_probes at the error of output_dims with {m}",
@@ -146,7 +146,7 @@ def _cost_row(embed, run, split, indices) -> reporting.Row:
     forward_pass()
     ours, reference = [], []
     for seed in range(_REPETITIONS):
-        # Compiles what this plan needs.
+        # The first call compiles what this plan needs.
         found = planned(seed)
         reference.append(reporting.time_call(forward_pass) * len(images) / 2048)
         ours.append(reporting.time_call(lambda seed=seed: planned(seed)))

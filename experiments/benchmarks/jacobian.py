@@ -1,15 +1,15 @@
-"""Exact GC of a VGG-13 of full width against PyTorch's two ways.
+"""Exact GC of a VGG-13 of full width compared with two ways in PyTorch.
 
     python -m experiments.benchmarks.jacobian [--benchmark_run=RUN] [--batches=8,64] [--json]
 
-On training images of a finished run of VGG-13, or of one that is first trained on images of
-CIFAR-10's shape: 64 synthetic ones learned by heart for 40 steps. Ours is
-`squared_jacobian_norms` with `skip_inactive`; the reference is the better of a loop over rows, a
-VJP of the whole batch each, and `torch.func.vmap(jacrev)`, on the same parameters and as many
-threads. The values are compared first. The second way is timed on 8 images only, where it is slower
-already. 64 images take PyTorch minutes each time on two cores. The limit is the FLOPs, as XLA
-counts them, of as many VJPs as units are active in the example that has most, over the rate of a
-2048 x 2048 matmul, measured first.
+The images are training images of a finished run of VGG-13, or 64 synthetic ones of CIFAR-10's shape
+that a new network first memorises in 40 steps. Ours is `squared_jacobian_norms` with
+`skip_inactive`. The reference is the faster of a loop over rows, with one VJP of the whole batch
+for each, and `torch.func.vmap(jacrev)`, with the same parameters and number of threads. The values
+are compared first. The second way is timed only up to 8 images, where it is already slower. With 64
+images PyTorch takes minutes for each run on two cores. The limit is the FLOPs, as XLA counts them,
+of one VJP for each active unit of the example that has most, over the rate of a 2048 x 2048 matmul,
+which is measured first.
 """
 
 import sys
@@ -33,7 +33,7 @@ _WORKDIR = flags.DEFINE_string(
     "benchmark_run", None, "A finished run of a VGG-13.", allow_override=True
 )
 _BATCHES = flags.DEFINE_list("batches", ["8", "64"], "Numbers of images.")
-_REPETITIONS = flags.DEFINE_integer("repetitions", 5, "Timed runs a side.", lower_bound=1)
+_REPETITIONS = flags.DEFINE_integer("repetitions", 5, "Timed runs of each side.", lower_bound=1)
 
 _GOAL, _MOST = 0.5, 64
 
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
         sides["rows"] = lambda x=x: _row_by_row(network, _to_torch(x))
         if batch <= 8:
             sides["vmap(jacrev)"] = lambda x=x: _vmap_jacrev(network, _to_torch(x))
-        # Also compiles.
+        # The first call also compiles.
         values = {name: np.asarray(run()) for name, run in sides.items()}
         for name, value in values.items():
             np.testing.assert_allclose(value, values["ours"], rtol=1e-3, err_msg=name)
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
 
 
 def _flops(embed, x, num_rows):
-    """Of a forward pass and of `num_rows` VJPs of it."""
+    """The FLOPs of a forward pass and of `num_rows` VJPs of it."""
 
     def forward(embed, x):
         return embed(x)
@@ -95,7 +95,7 @@ def _say(line: str) -> None:
 def _opened(workdir: Path):
     run = open_run(workdir)
     if run.config.model.name != "vgg13" or run.config.model.batch_norm:
-        raise InputError(f"{workdir} holds no VGG-13 without BatchNorm")
+        raise InputError(f"{workdir} is not a run of a VGG-13 without BatchNorm")
     variables = run.variables(run.steps[-1])
     split = run.dataset.train
     if len(split.labels) < _MOST or split.images.shape[3] != 3:
@@ -165,7 +165,7 @@ def _row_by_row(features, x):
     x.requires_grad_(True)
     embedding = features(x).mean((2, 3))
     total = torch.zeros(len(x))
-    # As a user of PyTorch would: units that are 0 throughout the batch have no gradient to ask for.
+    # Like a user of PyTorch, skip units that are 0 in the whole batch and so have no gradient.
     for unit in torch.nonzero((embedding > 0).any(dim=0)).ravel():
         (row,) = torch.autograd.grad(embedding[:, unit].sum(), x, retain_graph=True)
         total += row.square().sum((1, 2, 3))

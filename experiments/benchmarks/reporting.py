@@ -1,4 +1,4 @@
-"""How benchmarks print: a table, or with --json one object a line."""
+"""How benchmarks print: a table, or with --json one object on each line."""
 
 import json
 import os
@@ -13,14 +13,14 @@ from absl import flags
 from gc_nc.compilation import jit_for_device
 from gc_nc.errors import InputError
 
-# Here because a flag can be defined only once, and every benchmark has it.
-_JSON = flags.DEFINE_boolean("json", False, "Print one JSON object a line instead of a table.")
+# Defined here because every benchmark has this flag and a flag can be defined only once.
+_JSON = flags.DEFINE_boolean("json", False, "Print JSON objects, one per line, instead of a table.")
 
 
 class Row(NamedTuple):
-    """One comparison; it is met if the ratio, ours to the reference, is at most the goal.
+    """One comparison; it is met if the ratio of ours to the reference is at most the goal.
 
-    `limit` is what our side would take if all its FLOPs ran at the measured rate of a matmul.
+    `limit` is the time that our side would take if all its FLOPs ran at a matmul's measured rate.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """Ours to the reference; below 1 is better."""
+        """The ratio of ours to the reference; below 1, ours is better."""
         return self.ours / self.reference
 
     @property
@@ -42,14 +42,14 @@ class Row(NamedTuple):
 
 
 def time_call(run: Callable[[], Any]) -> float:
-    """Seconds until what run() returns is there."""
+    """Seconds until the result of run() is ready."""
     start = time.perf_counter()
     jax.block_until_ready(run())
     return time.perf_counter() - start
 
 
 def matmul_flops_per_second(size: int = 2048, repetitions: int = 9) -> float:
-    """What the machine reaches in float32 on a square matmul, compiled as the library compiles."""
+    """The machine's rate in float32 on a square matmul, compiled as the library compiles."""
     matrix = jax.random.normal(jax.random.key(0), (size, size))
     multiply = jit_for_device(lambda a, b: a @ b)
     time_call(lambda: multiply(matrix, matrix))
@@ -58,23 +58,23 @@ def matmul_flops_per_second(size: int = 2048, repetitions: int = 9) -> float:
 
 
 def import_torch():
-    """PyTorch on as many threads as this process may use, flushing to 0 as JAX does.
+    """Imports PyTorch, on as many threads as this process may use, flushing to 0 as JAX does.
 
     Raises:
-      InputError: it is not installed.
+      InputError: PyTorch is not installed.
     """
     try:
         import torch
     except ImportError as error:
         raise InputError("the reference needs PyTorch; pip install -e .[bench]") from error
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    # Below float32's normal range arithmetic is many times slower.
+    # Arithmetic with subnormal numbers is many times slower.
     torch.set_flush_denormal(True)
     return torch
 
 
 def print_rows(rows: Sequence[Row]) -> None:
-    """Prints the rows the way the flag says."""
+    """Prints the rows as a table or as JSON, according to the flag."""
     print(_json_lines(rows) if _JSON.value else _table(rows))
 
 

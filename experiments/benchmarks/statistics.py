@@ -1,10 +1,11 @@
-"""Class statistics and NC on the CPU against a loop over classes in PyTorch.
+"""Class statistics and NC on the CPU compared with a loop over classes in PyTorch.
 
     python -m experiments.benchmarks.statistics [--json] [--num_examples=50000]
 
-float32 embeddings of 512 dimensions in 100 classes, in memory already. The reference takes the
-class means in a first pass and the deviations from them in a second. Runs alternate in one process;
-seconds are medians, and on a busy machine only the ratios mean something. Half a minute in all.
+The float32 embeddings have 512 dimensions and 100 classes, and are already in memory. The reference
+computes class means in a first pass and deviations from them in a second. Runs alternate in one
+process; seconds are medians, and on a busy machine only the ratios are meaningful. It takes half a
+minute.
 """
 
 from statistics import median
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> None:
         "NC, batches of 5000": (_ours(z, labels, batch_size=5000), plain, _GOAL),
         "NC and scatter": (_ours(z, labels, scatter=True), with_scatter, _SCATTER_GOAL),
     }
-    # Also compiles.
+    # The first call also compiles.
     for name, (ours, reference, _) in comparisons.items():
         np.testing.assert_allclose(ours(), reference(), rtol=1e-4, err_msg=name)
     rows = []

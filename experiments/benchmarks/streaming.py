@@ -1,12 +1,12 @@
-"""Streamed input against the training that it feeds, and against the same images in memory.
+"""Streamed input compared with the training that it feeds, and with the same images in memory.
 
     python -m experiments.benchmarks.streaming --data_dir=DIR [--json] [--sets=WORD]
 
-DIR holds CIFAR-10 as experiments.prepare writes it. Image folders are made from its first images in
-a temporary folder, whose files the system's cache then holds: decoding is measured, not the disk.
-Each set has two rows: seconds that the input alone takes for 1,000 images against those of training
-on resident images, and a training step with streamed against one with resident input. The sides
-take turns of many steps, each stream started anew; seconds are medians.
+DIR contains CIFAR-10 as experiments.prepare writes it. Image folders are made from its first images
+in a temporary folder. Their files are then in the system's cache, so decoding is measured and not
+the disk. Each set has two rows. The first compares the seconds for the input of 1,000 images with
+those for training on resident images, the second a training step with streamed input and one with
+resident input. The sides take turns of many steps with a new stream each; seconds are medians.
 """
 
 import tempfile
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     """Times the sets one after the other."""
     del argv
     if not _DATA_DIR.value:
-        raise InputError("--data_dir is missing; it should hold cifar10 from experiments.prepare")
+        raise InputError("--data_dir is missing; name one with cifar10 from experiments.prepare")
     kinds = {name: kind for name, kind in _KINDS.items() if _SETS.value in name}
     if not kinds:
         raise InputError(f"--sets={_SETS.value!r} is in none of: {'; '.join(_KINDS)}")
@@ -108,7 +108,7 @@ def _compare(
 
 
 class _Training:
-    """A training whose batches come from the one set or the other; methods give seconds a step."""
+    """Training with batches from one set or the other; methods return seconds per step."""
 
     def __init__(self, network: str, streamed: ImageDataset, resident: ImageDataset):
         model, optimizer = build_model(network, resident.num_classes, width=_WIDTH), optax.sgd(1e-3)
@@ -153,7 +153,7 @@ class _Training:
 
 
 def _seconds_each(results: Iterable) -> float:
-    """Seconds for each of the results but the first, which waits for whatever ran before."""
+    """Seconds for each result except the first, which waits for everything that ran before."""
     results = iter(results)
     jax.block_until_ready(next(results))
     start = time.perf_counter()

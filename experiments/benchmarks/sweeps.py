@@ -1,12 +1,13 @@
-"""What a sweep pays for its members' starts: in one process against a process each.
+"""The cost of starting a sweep's members: all in one process compared with one process each.
 
     python -m experiments.benchmarks.sweeps [--json] [--benchmark_config=FILE.py:ARGUMENT]
 
-The sweep of figure 1 at the scale demo (nine runs on scikit-learn's digits), by --executor=inline
-and by --executor=local with as many processes as there are cores, by turns, medians of three after
-one of each that fills the cache of compiled programs. Then, in one process, the time from the end
-of a member to the first evaluation of the next one against half a second; and the time from the
-start of experiments.train to the end of its first evaluation, against 5 seconds. Ten minutes.
+The first row is the sweep of figure 1 at the scale demo (nine runs on scikit-learn's digits), with
+--executor=inline and with --executor=local and a process for each core. They take turns; seconds
+are medians of three, after one of each that fills the cache of compiled programs. The second row
+compares the time from the end of a member to the first evaluation of the next one, in one process,
+with half a second. The third compares the time from the start of experiments.train to the end of
+its first evaluation with 5 seconds. It takes ten minutes.
 """
 
 import itertools
@@ -69,7 +70,7 @@ def _run(module: str, *arguments: str) -> None:
 
 
 def _gaps() -> list[float]:
-    """From the end of each member of an inline sweep to the first evaluation of the next one."""
+    """Seconds from the end of each member of an inline sweep to the next one's first evaluation."""
     base, events = launcher.config_of_file(_CONFIG.value).lock(), []
     members = make_members(base, read_sweep(_CONFIG.value))
     evaluate, finished = loop.evaluate_split, SweepProgress.finished
@@ -97,7 +98,7 @@ def _gaps() -> list[float]:
 
 
 def _start_seconds() -> float:
-    """From the start of a process to the end of the evaluation before its first step."""
+    """Seconds from the start of a process to the end of the evaluation before its first step."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["experiments.train", "--config=experiments/configs/digits.py"]
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The reference networks in PyTorch: the same layers, channels last, and its own training step."""
+"""The reference networks in PyTorch, with the same layers, channels last, and a training step."""
 
 from collections.abc import Callable
 
@@ -81,8 +81,8 @@ def training_step(
 ) -> Callable[[], None]:
     """A step of plain SGD on a fixed batch of CIFAR-10's shape.
 
-    With a weight, the loss gains weight times the batch's GC by one random projection with the
-    graph kept, as jacobian_regularizer does it.
+    With a weight, the loss also has weight times the batch's GC, estimated by one random projection
+    with the graph kept, as in jacobian_regularizer.
     """
     network = network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
@@ -98,7 +98,7 @@ def training_step(
             signs = torch.randint(0, 2, embedding.shape).float() * 2 - 1
             (product,) = torch.autograd.grad(embedding, x, signs, create_graph=True)
             loss = loss + penalty_weight * product.square().sum() / batch_size
-        # Not by the images, which need a gradient for the penalty alone.
+        # Not the images, which need a gradient only for the penalty.
         loss.backward(inputs=list(network.parameters()))
         optimizer.step()
 

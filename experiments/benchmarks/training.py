@@ -1,14 +1,13 @@
-"""Training steps against PyTorch's, and what GC penalty, monitor and a first step cost.
+"""Training steps compared with PyTorch's, and the cost of GC penalty, monitor and first step.
 
     python -m experiments.benchmarks.training [--json] [--rows=WORD]
 
-Full-width networks on a batch of CIFAR-10's shape, plain SGD, float32. Both sides run in one
-process on the same number of threads and take turns; seconds are medians. The monitor's row adds
-one call to the steps between two calls by its default settings. The first step is that of a new
+Full-width networks take plain SGD steps in float32 on a batch of CIFAR-10's shape. Both sides run
+in one process on the same number of threads and take turns; seconds are medians. The monitor's row
+adds one call to the number of steps between two calls by default. The first step is that of a new
 process, from its start to the step's result, with an empty and with a filled compilation cache.
 The limit is the FLOPs of our step, as XLA counts them, over the rate of a 2048 x 2048 matmul, which
-is measured at the start.
---rows keeps the rows whose name contains the word.
+is measured at the start. --rows keeps the rows whose name contains the word.
 """
 
 import os
@@ -89,7 +88,7 @@ def _rows() -> dict[str, Callable[[float], reporting.Row]]:
 
 
 class _Ours:
-    """A training step of ours; calling it builds it and counts its FLOPs."""
+    """One of our training steps; a call builds it and counts its FLOPs."""
 
     def __init__(self, name: str, batch_size: int, penalty: GCPenalty | None = None):
         self._name, self._batch_size, self._penalty = name, batch_size, penalty
@@ -116,7 +115,7 @@ class _Ours:
         arguments = (key, np.float32(_WEIGHT)) if self._penalty else ()
 
         lowered = jax.jit(function).lower(self.state, self.split, order, 0, key, *arguments)
-        # Of the program as written: what it is compiled to hides the FLOPs of library calls.
+        # FLOPs of the program as written, because the compiled one hides those of library calls.
         self.flops = lowered.cost_analysis()["flops"]
 
         def run():
@@ -140,7 +139,7 @@ def _torch(name: str, batch_size: int, penalty_weight: float = 0.0):
 
 
 def _alternate(ours, reference) -> tuple[float, float]:
-    """Median seconds a step; each turn begins with a step that is not timed."""
+    """Median seconds per step; each turn begins with a step that is not timed."""
     for run in (ours, reference):
         run()
     seconds = [(_seconds(ours), _seconds(reference)) for _ in range(_REPETITIONS)]
@@ -148,7 +147,7 @@ def _alternate(ours, reference) -> tuple[float, float]:
 
 
 def _seconds(run) -> float:
-    # The other side's threads still wait actively for a moment.
+    # Not timed, because the other side's threads are still spinning for a moment.
     run()
     start = time.perf_counter()
     for _ in range(_STEPS):
@@ -187,7 +186,7 @@ def _first_step_row(name: str, allowed: float, rate: float, *, cached: bool) -> 
         for i in range(6 if cached else 5):
             place = cache if cached else f"{cache}/{i}"
             seconds.append(_time_process(place))
-        # The first one filled the cache.
+        # With the cache, the first process is left out, because it filled the cache.
         return reporting.Row(name, median(seconds[1:] if cached else seconds), allowed, 1.0)
 
 
@@ -199,7 +198,7 @@ def _time_process(cache: str) -> float:
 
 
 def first_step() -> None:
-    """What the process of the last rows does: a VGG-13 is built and takes a step of batch 32."""
+    """What the process of the last two rows does: builds a VGG-13 and takes a step of batch 32."""
     launcher.use_compilation_cache(os.environ["JAX_COMPILATION_CACHE_DIR"])
     _Ours("vgg13", 32)()()
 

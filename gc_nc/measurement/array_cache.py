@@ -1,4 +1,4 @@
-"""Arrays that are kept on the disk under a key of what they were computed from."""
+"""Arrays kept on the disk under a key that identifies what they were computed from."""
 
 import zipfile
 import zlib
@@ -13,7 +13,7 @@ from gc_nc.files import replacing
 
 
 def checksum(arrays: Iterable, text: str = "") -> int:
-    """CRC-32 of a text and of the bytes of arrays: it tells whether they changed."""
+    """CRC-32 of a text and of the bytes of arrays, which shows whether they changed."""
     value = zlib.crc32(text.encode())
     for array in arrays:
         streamed = isinstance(array, StreamedImages)
@@ -25,10 +25,10 @@ def checksum(arrays: Iterable, text: str = "") -> int:
 def cached_arrays(
     path: Path, key: tuple[int, ...], compute: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """What was stored under the key, or computed and stored now."""
+    """The arrays stored under the key, or else those computed and stored now."""
     expected = np.asarray(key, np.int64)
     try:
-        # Opened here: NumPy leaves the file of a broken archive open.
+        # Opened here, because NumPy leaves the file of a broken archive open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             if np.array_equal(stored["key"], expected):
                 return {name: stored[name] for name in stored.files if name != "key"}

@@ -1,4 +1,4 @@
-"""The picture of all pairs of classes: which are still mixed up, and which have collapsed."""
+"""The picture of all pairs of classes, which shows which are mixed and which have collapsed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,20 +7,20 @@ import numpy as np
 
 from gc_nc.drawing import new_panels, save
 
-#: Up to so many classes are named on the axes.
+#: The largest number of classes that are named on the axes.
 _MOST_NAMED = 40
 _LONGEST_NAME = 24
 _GREY = "#bdbdbd"
 
 
 def draw_cdnv(matrix: np.ndarray, class_names: Sequence[str], path: Path, title: str) -> None:
-    """Draws V_ij as a heatmap with logarithmic colours; what is not defined (NaN) is grey.
+    """Draws V_ij as a heatmap with logarithmic colours; undefined values (NaN) are grey.
 
     Args:
-      matrix: (C, C) from `metrics.cdnv_matrix`. 0 (collapsed) and inf (equal means) get colours of
-        their own beyond the ends of the colour bar.
-      class_names: C names, on both axes up to 40 classes.
-      path: of the PNG; its folder is made.
+      matrix: (C, C) from `metrics.cdnv_matrix`. 0 (collapsed) and inf (equal means) get separate
+        colours beyond the ends of the colour bar.
+      class_names: C names, shown on both axes if there are at most 40 classes.
+      path: the PNG to write; its folder is made.
       title: what was measured.
     """
     import matplotlib
@@ -28,7 +28,7 @@ def draw_cdnv(matrix: np.ndarray, class_names: Sequence[str], path: Path, title:
     from matplotlib.ticker import LogFormatter
 
     class _PlainLogFormatter(LogFormatter):
-        """Labels what LogFormatter does, as 0.06 and not 6e-02."""
+        """Labels the same ticks as LogFormatter, but as 0.06 and not as 6e-02."""
 
         def __call__(self, x, pos=None):
             return f"{x:g}" if super().__call__(x, pos) else ""
@@ -57,7 +57,7 @@ def draw_cdnv(matrix: np.ndarray, class_names: Sequence[str], path: Path, title:
         shrink=0.85,
         extend=extend[int(zeros.any()), int(infinite.any())],
     )
-    # Plain numbers, between the powers of ten too where few of those are in sight.
+    # Plain numbers, also between the powers of ten if few of those are visible.
     bar.ax.yaxis.set_major_formatter("{x:g}")
     bar.ax.yaxis.set_minor_formatter(
         _PlainLogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.6))
@@ -67,7 +67,7 @@ def draw_cdnv(matrix: np.ndarray, class_names: Sequence[str], path: Path, title:
             name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
             for name in class_names
         ]
-        # A row's height in points, less some air.
+        # A row's height in points, minus some space.
         size = min(10.0, 0.6 * side * 72 * 0.75 / num_classes)
         upright = max(map(len, names)) > 2
         ax.set_xticks(range(num_classes), names, fontsize=size, rotation=90 if upright else 0)

@@ -1,4 +1,4 @@
-"""What figures need of checkpoints beyond a run's evaluations; kept in its measurements.json."""
+"""What figures need besides a run's evaluations, measured once and kept in measurements.json."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from gc_nc.runs.finished_run import FinishedRun
 
 
 def some_steps(steps: Sequence[int], most: int) -> list[int]:
-    """At most so many of ascending steps, the last one and those nearest to even distances."""
+    """At most `most` of ascending steps: the last one and those nearest to even spacing."""
     first, last = steps[0], steps[-1]
     even = [last - i * (last - first) / max(1, most - 1) for i in range(most)]
     return sorted({min(steps, key=lambda step, at=at: abs(step - at)) for at in even})
@@ -30,15 +30,15 @@ def measure_checkpoints(
     gc_probes: int,
     num_train: int,
 ) -> dict[int, dict[str, float]]:
-    """Bounds, nearest-mean error and all else of `measure_run` but flatness, of both splits.
+    """Measures all metrics of `measure_run` except flatness, on both splits.
 
     Args:
-      workdir: of a finished run.
-      open_it: opens it, if something is missing.
-      most_steps: how many checkpoints, evenly chosen, the last among them.
-      gc_examples: of each split, on which GC is estimated.
-      gc_probes: Jacobian products an example of these.
-      num_train: training images.
+      workdir: the directory of a finished run.
+      open_it: opens the run; called only if something is missing.
+      most_steps: the largest number of checkpoints, evenly chosen and including the last.
+      gc_examples: number of examples of each split on which GC is estimated.
+      gc_probes: number of Jacobian products for each of these.
+      num_train: number of training images.
 
     Returns:
       {step: {"train/..." and "test/...": value}}.
@@ -47,8 +47,8 @@ def measure_checkpoints(
     as_asked = {"train/gc_examples": min(gc_examples, num_train), "train/gc_probes": gc_probes}
 
     def is_there(values: dict[str, float]) -> bool:
-        # Another command may have measured on other examples, or one split alone, whose constant
-        # is then its own.
+        # Another command may have measured on other examples, or only one split, whose bound then
+        # uses its own Poincare constant.
         constant = values.get("test/bound_poincare_constant")
         return (
             all(values.get(name) == value for name, value in as_asked.items())
@@ -78,7 +78,7 @@ def measure_checkpoints(
 
 
 def measure_flatness(workdir: Path, open_it: Opener, *, flatness_examples: int) -> dict[str, float]:
-    """Flatness of the loss of some training images at the last checkpoint; see `measure_run`."""
+    """Flatness of the loss on some training images at the last checkpoint; see `measure_run`."""
     [step] = chosen_steps(workdir, 1)
     stored = read_measurements(workdir).get(str(step), {})
     if stored.get("train/flatness_examples") != flatness_examples:
@@ -104,7 +104,7 @@ def measure_flatness(workdir: Path, open_it: Opener, *, flatness_examples: int) 
 def measure_layers(
     workdir: Path, open_it: Opener, *, most_steps: int, num_examples: int, num_probes: int
 ) -> dict[int, dict[str, float]]:
-    """GC of every layer on some training images, at checkpoints.
+    """GC of every layer on some training images, at some checkpoints.
 
     Returns:
       {step: {layer: GC}}, layers from the input on.
@@ -119,7 +119,7 @@ def measure_layers(
             add_measurements(workdir, step, values)
             known = values
         layers = {name: value for name, value in known.items() if name.startswith(_LAYER)}
-        # Their number comes first in the name: files sort their keys.
+        # Their number comes first in the name, because the file sorts its keys.
         measured[step] = {name.split("_", 2)[2]: layers[name] for name in sorted(layers)}
     return measured
 
@@ -139,16 +139,16 @@ def _layers_at(run: FinishedRun, step: int, num_examples: int, num_probes: int) 
 
 
 def chosen_steps(workdir: Path, most: int) -> list[int]:
-    """At most so many steps of a run that have a checkpoint, the last among them.
+    """At most `most` steps of a run that have a checkpoint, including the last.
 
     Raises:
-      InputError: there is none.
+      InputError: there are no checkpoints.
     """
     found = (workdir / "checkpoints").glob("*")
     steps = sorted(int(path.name) for path in found if path.name.isdecimal())
     if not steps:
         raise InputError(
-            f"{workdir} has no checkpoint to measure; remove its results.json and give the same"
-            " command, which trains it again"
+            f"{workdir} has no checkpoint to measure; remove its results.json and run the same"
+            " command again to train it"
         )
     return some_steps(steps, most)

@@ -1,4 +1,4 @@
-"""Every metric of a trained network over all of a split, beyond what training itself follows."""
+"""Every metric of a trained network over a whole split, including those not logged in training."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -38,10 +38,10 @@ class SplitMeasurement(NamedTuple):
     """What was measured on a split.
 
     Attributes:
-      values: of every metric, by its name; see `measure_run`.
-      statistics: of the classes, with scatter.
-      class_gc: (C,) geometric complexity of each class; NaN where no example was drawn.
-      note: what a reader must know of the values; "" if nothing.
+      values: the value of every metric, by name; see `measure_run`.
+      statistics: the class statistics, with scatter.
+      class_gc: (C,) geometric complexity of each class; NaN if no example of it was drawn.
+      note: what a reader must know about the values, or "".
     """
 
     values: dict[str, float]
@@ -51,13 +51,14 @@ class SplitMeasurement(NamedTuple):
 
 
 class MeasurementPlan(NamedTuple):
-    """On how much the metrics that need derivatives are measured.
+    """How many examples and probes are used for the metrics that need derivatives.
 
     Attributes:
       gc_examples: size of the random subset for GC, at least 2; all examples if there are fewer.
-      gc_probes: Jacobian products an example of the subset.
-      flatness_examples: for flatness, all at once in memory; all examples if there are fewer, none
-        if 0. Each of 33 products with the Hessian costs several times a training step on as many.
+      gc_probes: number of Jacobian products for each example of the subset.
+      flatness_examples: number of examples for flatness, all in memory at once; all examples if
+        there are fewer, and no flatness if 0. Each of 33 products with the Hessian costs several
+        training steps on this many examples.
     """
 
     gc_examples: int
@@ -65,7 +66,7 @@ class MeasurementPlan(NamedTuple):
     flatness_examples: int
 
     def check(self) -> None:
-        """Raises ValueError for a number that is too small."""
+        """Raises ValueError if a number is too small."""
         least = MeasurementPlan(2, 1, 0)
         for name, value, smallest in zip(self._fields, self, least, strict=True):
             if value < smallest:
@@ -82,42 +83,43 @@ def measure_run(
     flatness_examples: int,
     report: Callable[[str], None] = lambda part: None,
 ) -> Iterator[tuple[int, dict[str, SplitMeasurement]]]:
-    """Measures checkpoints one after the other; the same numbers every time.
+    """Measures checkpoints one after the other; repeating it gives the same numbers.
 
-    Over all examples of a split: accuracy, loss (mean cross-entropy), neural_collapse, nc1,
-    nc2_equinorm, nc2_equiangle, nc2_maximal_angle, nc2_etf_error, nc3, nc4 (to the class means of
-    this same split), squared_embedding_norm, squared_class_distance, nearest_mean_error_bound (of
-    neural_collapse, exact means) and num_classes_present; if training images are measured also
-    nearest_mean_error, the share of examples whose nearest training class mean is another class's.
+    Measured over all examples of a split: accuracy, loss (mean cross-entropy), neural_collapse,
+    nc1, nc2_equinorm, nc2_equiangle, nc2_maximal_angle, nc2_etf_error, nc3, nc4 (to the class means
+    of the same split), squared_embedding_norm, squared_class_distance, nearest_mean_error_bound (of
+    neural_collapse, with exact means) and num_classes_present; if training images are measured,
+    also nearest_mean_error, the share of examples whose nearest training class mean is wrong.
 
-    On a random subset: geometric_complexity and its _sem (output probes), geometric_collapse and
-    relative_geometric_complexity with that GC, and poincare_constant, a lower estimate that holds
-    the NC bound on this split by construction. Where a class has no example in the subset its GC is
-    unknown and poincare_constant is NaN; `note` names it. neural_collapse_bound_per_class and
-    neural_collapse_bound_paper take the Poincare constant of the other split if both are measured,
-    since on its own split the bound would hold by construction; bound_poincare_constant says which.
+    Measured on a random subset: geometric_complexity and its _sem (output probes),
+    geometric_collapse and relative_geometric_complexity with that GC, and poincare_constant, the
+    smallest one with which the NC bound holds on this split (so a lower estimate). If a class has
+    no example in the subset, its GC is unknown, poincare_constant is NaN, and `note` names it.
+    neural_collapse_bound_per_class and neural_collapse_bound_paper use the other split's Poincare
+    constant if both are measured, because with its own the bound would hold by construction;
+    bound_poincare_constant is the one used.
 
-    On `flatness_examples` of the same random order, for the mean cross-entropy without L2 term and
-    with running statistics: squared_gradient_norm, sam_sharpness, hessian_trace and its _sem (over
-    probes alone), hessian_top_eigenvalue (a lower estimate). All change with the examples drawn:
-    compare them between runs of one seed and the same `flatness_examples` only.
+    Measured on `flatness_examples` of the same random order, for the mean cross-entropy without L2
+    term and with running statistics: squared_gradient_norm, sam_sharpness, hessian_trace and its
+    _sem (over probes only), hessian_top_eigenvalue (a lower estimate). All depend on the examples
+    drawn, so compare them only between runs with the same seed and `flatness_examples`.
 
-    Values are inf or NaN where the metrics say so, for example where class means are equal.
+    Values are inf or NaN where the metrics define them so, for example if class means are equal.
 
     Args:
-      run: opened by `open_run`.
-      steps: that have a checkpoint.
-      splits: of SPLITS.
+      run: a run opened by `open_run`.
+      steps: steps that have a checkpoint.
+      splits: a selection of SPLITS.
       gc_examples: as in `MeasurementPlan`.
       gc_probes: as in `MeasurementPlan`.
       flatness_examples: as in `MeasurementPlan`.
-      report: called with what was just done, for a progress bar; `num_reports` times in all.
+      report: called `num_reports` times with what was just done, for a progress bar.
 
     Yields:
       (step, measurements by split).
 
     Raises:
-      ValueError: a number of `MeasurementPlan` that is too small, or fewer than two classes.
+      ValueError: a number of `MeasurementPlan` is too small, or there are fewer than two classes.
     """
     plan = MeasurementPlan(gc_examples, gc_probes, flatness_examples)
     plan.check()
@@ -149,7 +151,7 @@ def _report_at(report, where: str, part: str) -> None:
 def num_reports(
     run: FinishedRun, steps: Sequence[int], splits: Sequence[str], flatness_examples: int
 ) -> int:
-    """How often `measure_run` will call `report`."""
+    """The number of times that `measure_run` calls `report`."""
     parts = 0
     for name in splits:
         num_examples = len(getattr(run.dataset, name).labels)
@@ -181,8 +183,8 @@ class _Network(NamedTuple):
         )
 
     def disagreements(self, split: ImageSplit, own, train, report) -> tuple[float, float]:
-        """Shares of examples whose nearest mean of `own` labels them otherwise than the network,
-        and whose nearest mean of `train` (or None) labels them otherwise than they are.
+        """Two shares of examples: those whose nearest mean of `own` disagrees with the network, and
+        those whose nearest mean of `train` (or None) disagrees with their label.
         """
         static = {"model": self.run.model, **self._static(split)}
         counts = []
@@ -229,7 +231,7 @@ def _measure_split(
 
     flatness = {}
     if plan.flatness_examples:
-        # A prefix of the same random order, so one lies within the other.
+        # A prefix of the same random order, so the smaller subset is part of the larger one.
         flat_subset = gc_subset(seed, num_examples, plan.flatness_examples)
         loss_fn = jax.tree_util.Partial(
             _MeanLoss(network.run.model),
@@ -245,7 +247,7 @@ def _measure_split(
     head_kernel = variables["params"]["head"]["kernel"]
     collapse = jax.device_get(_collapse(statistics, gc, head_kernel))
     values = {
-        # In Python, so that accuracy is 1.0 exactly when every example is right.
+        # Divided in Python, so that accuracy is exactly 1.0 if every example is right.
         "accuracy": int(sums.num_correct) / num_examples,
         "loss": sums.loss / num_examples,
         "geometric_complexity": gc,
@@ -272,7 +274,7 @@ def _measure_split(
 
 
 def measurement_table(step: int, measured: dict[str, SplitMeasurement]) -> str:
-    """A metric a line, a split a column."""
+    """A table with one metric on each line and one column for each split."""
     lines = [f"{f'step {step}':34}" + "".join(f"{split:>12}" for split in measured)]
     for name in next(iter(measured.values())).values:
         cells = (f"{measurement.values[name]:.4g}" for measurement in measured.values())
@@ -283,7 +285,7 @@ def measurement_table(step: int, measured: dict[str, SplitMeasurement]) -> str:
 
 @partial(jit_for_device, static_argnames=("model", "normalization", "batch_size"))
 def _disagreements(own, train, variables, split, start, **static):
-    """(2,): the counts of `_Network.disagreements`; NaN if an embedding is not finite."""
+    """(2,), the counts of `_Network.disagreements`; NaN if an embedding is not finite."""
     logits, embeddings, labels, weights = forward_batch(variables, split, start, **static)
 
     def count(predictions, statistics):
@@ -320,7 +322,7 @@ def _bounds(measurement: SplitMeasurement, constant: float) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class _MeanLoss:
-    """Mean cross-entropy with running statistics; equal for equal models, so compiled once."""
+    """Mean cross-entropy with running statistics; equal models are equal, so it compiles once."""
 
     model: nn.Module
 

@@ -21,17 +21,17 @@ def geometric_complexity_by_layer(
 ) -> dict[str, metrics.Estimate]:
     """GC of x -> layer(x) for every layer of `gc_nc.models.layer_names(model)`, in their order.
 
-    A layer's output counts flattened, so its K is height x width x channels. Layers are compared on
-    the same examples; their probes are drawn apart.
+    A layer's output is flattened, so its K is height x width x channels. All layers use the same
+    examples, but each has its own probes.
 
     Args:
-      model: from `gc_nc.models.build_model`.
+      model: a network from `gc_nc.models.build_model`.
       variables: its parameters and running statistics.
-      images: in model-input units.
+      images: images in model-input units.
       key: a JAX random key.
-      method: of `metrics.estimate_geometric_complexity`.
-      num_probes: Jacobian products an example and layer.
-      weights: (B,) of the examples.
+      method: a method of `metrics.estimate_geometric_complexity`.
+      num_probes: number of Jacobian products for each example and layer.
+      weights: (B,), the weights of the examples.
 
     Returns:
       {layer: Estimate(mean, sem)}.

@@ -34,11 +34,11 @@ from gc_nc.transfer.episode_sampling import Episode, sample_episodes
 from gc_nc.transfer.feature_options import transform_features
 from gc_nc.transfer.fine_tuning import fine_tune_predictions
 
-#: Beside those on fixed embeddings, the network itself may be trained on each support.
+#: Besides the heads on fixed embeddings: the whole network is trained on each support.
 FINE_TUNING = "fine_tuning"
 HEAD_NAMES = (*HEADS, FINE_TUNING)
 
-#: What is done to embeddings: name -> (centred by the source mean, L2-normalised).
+#: Transformations of embeddings: name -> (centred by the source mean, L2-normalised).
 FEATURE_OPTIONS = {
     "none": (False, False),
     "l2": (False, True),
@@ -46,7 +46,7 @@ FEATURE_OPTIONS = {
     "centred_l2": (True, True),
 }
 
-#: Which held-out classes; the published splits call their target classes "test".
+#: Held-out classes by name; the published splits call the target classes "test".
 SPLITS = {"test": "target", "val": "val"}
 
 
@@ -54,15 +54,15 @@ class Protocol(NamedTuple):
     """How few-shot accuracy is measured.
 
     Attributes:
-      split: "test" for the target classes, "val" for those to make choices on.
+      split: "test" for the target classes, "val" for the classes on which choices are made.
       num_episodes: E.
       num_queries: Q of each way.
-      seed: of the episodes; the same episodes for every run and checkpoint.
+      seed: seed of the episodes, which are the same for every run and checkpoint.
       head: one of HEAD_NAMES.
       features: one of FEATURE_OPTIONS.
-      regularization: of ridge and logistic regression.
+      regularization: lambda of ridge and logistic regression.
       fine_tuning_steps: T of fine-tuning.
-      fine_tuning_learning_rate: of fine-tuning.
+      fine_tuning_learning_rate: learning rate of fine-tuning.
     """
 
     split: str = "test"
@@ -76,7 +76,7 @@ class Protocol(NamedTuple):
     fine_tuning_learning_rate: float = 0.01
 
     def facts(self) -> dict[str, Any]:
-        """What identifies a result: the settings that its head reads."""
+        """The settings that identify a result, without those that its head does not use."""
         facts = self._asdict()
         if self.head not in ("ridge", "logistic_regression"):
             del facts["regularization"]
@@ -86,7 +86,7 @@ class Protocol(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Ways and shots, and the episodes of them."""
+    """Numbers of ways and shots, and episodes of that size."""
 
     num_ways: int
     num_shots: int
@@ -99,7 +99,8 @@ def sample_tasks(
     """Draws the episodes of every (ways, shots), before anything is embedded.
 
     Raises:
-      InputError: the run kept no such classes, an impossible episode, or an unknown option.
+      InputError: the run held out no such classes, episodes of this size are impossible, or an
+        option is unknown.
     """
     images = held_images(run, protocol.split)
     for name, value, allowed in (
@@ -136,10 +137,10 @@ def sample_tasks(
 
 
 def held_images(run: FinishedRun, split: str) -> ClassImages:
-    """The images of the classes that the run kept for this.
+    """The images of the classes that the run held out.
 
     Raises:
-      InputError: there are none.
+      InputError: the run held out no such classes.
     """
     if split not in SPLITS:
         raise InputError(f"split={split!r} must be {' or '.join(SPLITS)}")
@@ -147,7 +148,7 @@ def held_images(run: FinishedRun, split: str) -> ClassImages:
         return run.held_classes[SPLITS[split]]
     kind = run.config.data.classes.split
     raise InputError(
-        f"{run.workdir} kept no {split} classes (config.data.classes.split={kind!r}); train on a"
+        f"{run.workdir} has no {split} classes (config.data.classes.split={kind!r}); train on a"
         " part of the classes, as with --config.data.classes.split=random"
         " --config.data.classes.counts='(6, 4)'"
     )
@@ -164,30 +165,31 @@ def evaluate_checkpoint(
     report: Callable[[str], None] = lambda part: None,
     save: Callable[[dict[str, float], dict[str, Any]], None] = lambda source, result: None,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Source metrics of a checkpoint, and a result a task.
+    """The source metrics of a checkpoint, and one result for each task.
 
-    Running BatchNorm statistics throughout; nothing is fitted on queries. Embeddings and source
-    metrics are kept in the run's transfer_cache/ while parameters and images stay the same.
+    BatchNorm uses running statistics throughout, and nothing is fitted on queries. Embeddings and
+    source metrics are cached in the run's transfer_cache/ as long as parameters and images are the
+    same.
 
     Args:
-      run: opened by `open_run`.
-      step: that has a checkpoint.
-      protocol: how.
-      tasks: from `sample_tasks` with that protocol.
-      gc_examples: random source training images on which GC is estimated.
-      gc_probes: Jacobian products an example of these.
+      run: a run opened by `open_run`.
+      step: a step that has a checkpoint.
+      protocol: how accuracy is measured.
+      tasks: tasks from `sample_tasks` with that protocol.
+      gc_examples: number of random source training images on which GC is estimated.
+      gc_probes: number of Jacobian products for each of these.
       report: called with what was just done.
-      save: called with the source metrics and each result as soon as it is there.
+      save: called with the source metrics and each result as soon as it is known.
 
     Returns:
       source: accuracy (held-out images of the source classes), geometric_complexity and its _sem,
         neural_collapse and geometric_collapse (training images).
-      results: what identifies each (step, protocol, ways, shots) with accuracy and its 95%
-        half-width, error = 1 - accuracy, target_neural_collapse over all images of the held-out
-        classes, episode_neural_collapse (mean over episodes of NC among their classes, over all
-        images of these) with half-width, and nearest_mean_error_bound, the mean over episodes of
-        min(1, 16 (k - 1) (1 + 2 / n) NC) of Proposition 5.1 of arXiv 2405.15706; None for other
-        heads, of which it says nothing. NC and bound are of the features that the head sees.
+      results: each has its identity (step, protocol, ways, shots), accuracy and its 95% half-width,
+        error = 1 - accuracy, target_neural_collapse over all images of the held-out classes,
+        episode_neural_collapse (NC among an episode's classes over all their images, averaged over
+        episodes) with half-width, and nearest_mean_error_bound, the mean over episodes of
+        min(1, 16 (k - 1) (1 + 2 / n) NC) of Proposition 5.1 of arXiv 2405.15706, or None for other
+        heads, to which it does not apply. NC and bound are for the features that the head sees.
     """
     variables = run.variables(step)
     images = held_images(run, protocol.split)
@@ -215,7 +217,7 @@ def evaluate_checkpoint(
     report("embeddings")
 
     # Compiled: outside jit, degenerate means would raise warnings on top of their inf.
-    # The diagonal of CDNV is not defined: its NaN is no fault that JAX should report.
+    # The diagonal of CDNV is undefined, so JAX should not report its NaN as an error.
     with jax.debug_nans(False):
         collapse = _target_collapse(features, images.labels, len(images.class_names))
     nc, cdnv = jax.device_get(collapse)
@@ -258,7 +260,7 @@ def evaluate_checkpoint(
 
 
 def num_reports(num_steps: int, num_tasks: int) -> int:
-    """How often `evaluate_checkpoint` calls `report` over so many steps, fine-tuning aside."""
+    """The number of calls of `report` over `num_steps` checkpoints, without fine-tuning's."""
     return num_steps * (2 + num_tasks)
 
 
@@ -348,7 +350,7 @@ def _accuracies(run, variables, features, images, protocol, task, report) -> np.
 
 @functools.cache
 def _head(name: str, regularization: float | None):
-    """The same object for the same settings: a program is compiled for each object."""
+    """Returns the same object for the same settings, because JAX compiles for each new object."""
     if regularization is None:
         return HEADS[name]
     return partial(HEADS[name], regularization=regularization)
@@ -356,7 +358,7 @@ def _head(name: str, regularization: float | None):
 
 @dataclasses.dataclass(frozen=True)
 class _TunedEmbedding:
-    """(running statistics, params, images) -> embedding; equal for equal models."""
+    """Maps (running statistics, params, images) to the embedding; equal for equal models."""
 
     model: nn.Module
 

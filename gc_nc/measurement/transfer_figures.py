@@ -21,9 +21,9 @@ def draw_checkpoints(
 
     Args:
       source: {step: source metrics}.
-      results: of `evaluate_checkpoint`, of one protocol.
-      path: of the PNG; its folder is made.
-      title: of the picture.
+      results: results of `evaluate_checkpoint` with one protocol.
+      path: the PNG to write; its folder is made.
+      title: the title of the picture.
     """
     figure, axes = _panels(3)
     steps = sorted(source)
@@ -68,10 +68,11 @@ def draw_runs(runs: Sequence[Mapping[str, Any]], path: Path, title: str) -> None
     """Target NC and few-shot accuracy of runs against their source GC.
 
     Args:
-      runs: each with group (a label that runs with other seeds share), source_geometric_complexity,
-        source_geometric_complexity_sem, target_neural_collapse and accuracy {task: (mean, half)}.
-      path: of the PNG; its folder is made.
-      title: of the picture.
+      runs: each has group (a label shared by runs that differ only in their seed),
+        source_geometric_complexity, source_geometric_complexity_sem, target_neural_collapse and
+        accuracy {task: (mean, half-width)}.
+      path: the PNG to write; its folder is made.
+      title: the title of the picture.
     """
     tasks = list(runs[0]["accuracy"])
     figure, axes = _panels(1 + len(tasks))

@@ -1,4 +1,4 @@
-"""transfer.json of a run, its table and picture, and the ranking of several runs."""
+"""A run's transfer.json with its table and picture, and the ranking of several runs."""
 
 import math
 import os
@@ -17,18 +17,18 @@ from gc_nc.rank_statistics import rank_correlation
 from gc_nc.runs.finished_run import FinishedRun
 from gc_nc.runs.run_directory import read_stored_config
 
-#: Keys of a result that say what was measured and not what came out.
+#: Keys of a result that say what was measured, as opposed to the measured values.
 IDENTITY = ("step", *Protocol._fields, "num_ways", "num_shots")
 
 
 class RunRecord(NamedTuple):
-    """What was measured of a run in one call.
+    """What one call measured of a run.
 
     Attributes:
-      workdir: of the run.
-      config: of the run.
+      workdir: the run's directory.
+      config: the run's config.
       source: {step: source metrics}.
-      results: a setting each, as `evaluate_checkpoint` returns them.
+      results: one result for each setting, as `evaluate_checkpoint` returns them.
     """
 
     workdir: Path
@@ -38,10 +38,10 @@ class RunRecord(NamedTuple):
 
 
 def read_results(workdir: Path) -> dict[str, Any]:
-    """transfer.json, {"source": {step: metrics}, "results": [...]}; empty where there is none.
+    """transfer.json, {"source": {step: metrics}, "results": [...]}; both empty if it is missing.
 
     Raises:
-      InputError: it cannot be read, or nothing can be written beside it.
+      InputError: the file cannot be read, or its folder cannot be written to.
     """
     if not os.access(workdir, os.W_OK | os.X_OK):
         raise InputError(f"workdir {workdir} cannot be written to, and the results go there")
@@ -59,12 +59,12 @@ def read_results(workdir: Path) -> dict[str, Any]:
 def add_results(
     workdir: Path, step: int, source: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
 ) -> Path:
-    """Merges what was measured at a step into transfer.json, whose other results stay.
+    """Merges what was measured at a step into transfer.json and keeps its other results.
 
-    Source metrics from more GC examples are not replaced by those from fewer.
+    Source metrics from more GC examples are not replaced by ones from fewer.
     """
     path = workdir / "transfer.json"
-    # Commands with other heads may run at the same time.
+    # Commands with different heads may run at the same time.
     with locked(workdir / ".transfer.lock"):
         stored = read_results(workdir)
         before = stored["source"].get(str(step))
@@ -89,7 +89,7 @@ def _identity(result: Mapping[str, Any]) -> tuple:
 
 
 def draw(record: RunRecord, run: FinishedRun, protocol: Protocol) -> Path:
-    """The picture over all checkpoints of which transfer.json has results of this protocol."""
+    """Draws all checkpoints for which transfer.json has results of this protocol."""
     stored = read_results(record.workdir)
     facts = protocol.facts()
     results = [
@@ -105,7 +105,7 @@ def draw(record: RunRecord, run: FinishedRun, protocol: Protocol) -> Path:
 
 
 def table(record: RunRecord) -> str:
-    """A line a setting."""
+    """A table with one line for each setting."""
     lines = [
         f"{record.workdir}",
         f"{'step':>7} {'setting':16} {'source GC':>16} {'source NC':>10} {'target NC':>10}"
@@ -127,18 +127,18 @@ def table(record: RunRecord) -> str:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """The runs right below a folder.
+    """The runs directly below a folder.
 
     Raises:
-      InputError: no folder, one that cannot be written to, or fewer than 3 runs.
+      InputError: the folder does not exist, cannot be written to, or has fewer than 3 runs.
     """
     if not folder.is_dir():
-        raise InputError(f"runs {folder} is no folder; name one that holds directories of runs")
+        raise InputError(f"runs {folder} is not a folder; name one with directories of runs in it")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"runs {folder} cannot be written to, and the ranking goes there")
     runs = sorted(path.parent for path in folder.glob("*/config.json"))
     if len(runs) < 3:
-        raise InputError(f"{folder} holds {len(runs)} runs; a ranking needs at least 3")
+        raise InputError(f"{folder} contains {len(runs)} runs; a ranking needs at least 3")
     return runs
 
 
@@ -146,8 +146,8 @@ def rank_runs(records: Sequence[RunRecord], folder: Path, protocol: Protocol) ->
     """Ranks runs by source GC, lowest first; writes selection_SPLIT_HEAD.json and .png.
 
     Returns:
-      The table and the correlations, to print. Runs whose GC or target NC is NaN are named and left
-      out.
+      The table and the correlations, to be printed. Runs whose GC or target NC is NaN are named and
+      left out.
 
     Raises:
       InputError: fewer than 3 runs are left.
@@ -226,7 +226,7 @@ def rank_runs(records: Sequence[RunRecord], folder: Path, protocol: Protocol) ->
 
 
 def _groups(workdirs: Sequence[Path]) -> list[str]:
-    """What sets each run apart from the others but for its seed, as "learning_rate=0.1"."""
+    """How each run's settings differ from the others', apart from seeds: "learning_rate=0.1"."""
     configs = [read_stored_config(workdir / "config.json") for workdir in workdirs]
     differing = [
         key
@@ -240,10 +240,10 @@ def _groups(workdirs: Sequence[Path]) -> list[str]:
 
 
 def check_comparable(runs: Sequence[FinishedRun], split: str) -> None:
-    """Runs may be ranked if episodes, classes and the units of their inputs are the same.
+    """Checks that runs have the same classes, images and input units, and so may be ranked.
 
     Raises:
-      InputError: names the first two that differ, and in what.
+      InputError: two runs differ; the message names the first two and the difference.
     """
     first, part = runs[0], SPLITS[split]
     for run in runs[1:]:
@@ -260,7 +260,7 @@ def check_comparable(runs: Sequence[FinishedRun], split: str) -> None:
         if differing:
             raise InputError(
                 f"{first.workdir} and {run.workdir} differ in the {differing[0]}, so their GC and"
-                " accuracy do not compare; keep such runs in folders of their own"
+                " accuracy are not comparable; keep such runs in separate folders"
             )
 
 

@@ -40,18 +40,18 @@ def build_model(
     batch_norm: bool | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> nn.Module:
-    """A network whose call (images (B, H, W, c), train=False) gives (logits, embedding).
+    """A network that maps (images (B, H, W, c), train=False) to (logits, embedding).
 
     Args:
       name: one of MODEL_NAMES.
       num_classes: C, the size of the head.
       width: multiplies the channels of every layer.
-      batch_norm: None for the architecture's default: none in VGG and MLP, BatchNorm in
-        ResNet.
-      dtype: of the computation; parameters are float32.
+      batch_norm: None for the architecture's default, which is BatchNorm in ResNet and none in VGG
+        and MLP.
+      dtype: the dtype of the computation; parameters are float32.
 
     Raises:
-      InputError: an unknown name, `num_classes` below 1 or a width that is not positive.
+      InputError: an unknown name, `num_classes` below 1, or a width that is not positive.
     """
     if name not in MODEL_NAMES:
         hint = suggestion(name, MODEL_NAMES)
@@ -71,7 +71,7 @@ def build_model(
 
 @dataclasses.dataclass(frozen=True)
 class Embedder:
-    """(variables, images) -> embedding with running statistics; equal for equal models."""
+    """Maps (variables, images) to the embedding with running statistics; equal for equal models."""
 
     model: nn.Module
     layer: str = "embedding"
@@ -85,7 +85,7 @@ class Embedder:
 
 
 def layer_names(model: nn.Module) -> tuple[str, ...]:
-    """The layers of `embed_fn`, from the input on: the ends of stages, then the embedding."""
+    """The layers of `embed_fn` from the input on: the ends of the stages, then the embedding."""
     stem = ("stem",) if isinstance(model, ResNet) else ()
     return (*stem, *(f"stage{i + 1}" for i in range(len(model.stages))), "embedding")
 
@@ -93,12 +93,12 @@ def layer_names(model: nn.Module) -> tuple[str, ...]:
 def embed_fn(model: nn.Module, variables, layer: str = "embedding") -> jax.tree_util.Partial:
     """The embedding of a trained network as the `embed_fn` of `gc_nc.metrics`.
 
-    The variables are leaves of the Partial: programs compiled for one set serve every other.
+    The variables are leaves of the Partial, so a program compiled for some serves all others.
 
     Args:
-      model: from `build_model`.
+      model: a network from `build_model`.
       variables: its parameters and running statistics.
-      layer: one of `layer_names(model)`; the flattened output of that layer.
+      layer: one of `layer_names(model)`, whose flattened output is the embedding.
 
     Raises:
       InputError: a layer that the model does not have.

@@ -15,10 +15,10 @@ from gc_nc.array_types import Array
 def he_normal(key, shape, dtype=jnp.float32) -> Array:
     """Normal with variance 2 / fan_in (He et al. 2015, arXiv 1502.01852).
 
-    It keeps the variance of activations through ReLU layers, without which a VGG of 13 layers and
-    no normalisation starts with next to no signal.
+    It preserves the variance of activations through ReLU layers; otherwise a VGG of 13 layers
+    without normalisation starts with almost no signal.
     """
-    # Drawn flat: XLA's CPU compiler takes 5 s for threefry over a rank-4 shape, 0.3 s over rank 1.
+    # Drawn flat: XLA's CPU compiler takes 5 s for threefry on a rank-4 shape and 0.3 s on rank 1.
     flat = jax.random.normal(key, (math.prod(shape),), dtype)
     return flat.reshape(shape) * math.sqrt(2 / math.prod(shape[:-1]))
 
@@ -29,30 +29,30 @@ def scaled_width(channels: int, width: float) -> int:
 
 
 def convolve(x, kernel, strides, padding, **options) -> Array:
-    """`jax.lax.conv_general_dilated` of (B, H, W, c) by (k, k, c, C), with what is fast on a CPU.
+    """`jax.lax.conv_general_dilated` of (B, H, W, c) and (k, k, c, C), computed fast on a CPU too.
 
     Args:
       x: (B, H, W, c).
       kernel: (kh, kw, c, C).
-      strides: of the window.
+      strides: the strides of the window.
       padding: ((top, bottom), (left, right)).
-      **options: as there; the default ones of `flax.linen.Conv`.
+      **options: other options of `conv_general_dilated`, as `flax.linen.Conv` sets them by default.
 
     Returns:
       (B, h, w, C).
     """
     height, width = x.shape[1:3]
-    # Where a window is larger than the map XLA's CPU backend falls back on a loop, up to thirty
-    # times slower than its convolution.
+    # If the window is larger than the map, XLA's CPU backend falls back to a loop that is up to
+    # thirty times slower than its convolution.
     if jax.default_backend() != "cpu" or not (height < kernel.shape[0] and width < kernel.shape[1]):
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
     return _convolve_small_map(x, kernel, strides, padding, options["precision"])
 
 
 def _convolve_small_map(x, kernel, strides, padding, precision):
-    """A matmul an output pixel, by the slice of the kernel that falls on the map there."""
+    """One matmul for each output pixel, with the slice of the kernel that covers the map there."""
     batch, *size, _ = x.shape
-    # Where the slice of output pixel i starts: padding - stride * i, made not negative.
+    # The start of the slice for output pixel i is padding - stride * i, shifted to be 0 or more.
     starts, margins = [], []
     for length, taps, stride, (before, after) in zip(
         size, kernel.shape, strides, padding, strict=False
@@ -98,7 +98,7 @@ class ConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W c"], *, train: bool) -> Float[Array, "B h w C"]:
         """Returns (B, ceil(H / strides), ceil(W / strides), features)."""
-        # Even strides with "SAME" pad on the right only; the published networks pad both sides.
+        # "SAME" with even strides pads on the right only; the published networks pad both sides.
         pad = (self.kernel_size - 1) // 2
         x = nn.Conv(
             self.features,
@@ -119,14 +119,14 @@ class ConvNorm(nn.Module):
 def max_pool(x: Float[Array, "B H W c"]) -> Float[Array, "B h w c"]:
     """2x2 max pooling with stride 2: (B, ceil(H / 2), ceil(W / 2), c).
 
-    An odd border is pooled over what there is, so that a 1x1 map stays as it is. Where entries of a
-    window tie, one of them gets the whole gradient.
+    A window at an odd border pools only the entries that exist, so a 1x1 map stays as it is. If
+    entries of a window tie, one of them gets the whole gradient.
     """
     batch, height, width, channels = x.shape
     lowest = jnp.asarray(-jnp.inf, x.dtype)
     x = jax.lax.pad(x, lowest, ((0, 0, 0), (0, height % 2, 0), (0, width % 2, 0), (0, 0, 0)))
-    # Pair by pair: on the CPU the gradient of nn.max_pool, which scatters, takes a good part of a
-    # whole network's Jacobian product.
+    # Pair by pair, because the gradient of nn.max_pool is a scatter, which on the CPU takes a good
+    # part of a whole network's Jacobian product.
     columns = x.reshape(*x.shape[:2], -1, 2, channels)
     x = _larger(columns[:, :, :, 0], columns[:, :, :, 1])
     rows = x.reshape(batch, -1, 2, *x.shape[2:])
@@ -134,7 +134,7 @@ def max_pool(x: Float[Array, "B H W c"]) -> Float[Array, "B h w c"]:
 
 
 def _larger(a, b):
-    """Elementwise maximum of which exactly one, a at ties, gets the gradient; NaN if one is."""
+    """Elementwise maximum; only the larger one, a at ties, gets the gradient; NaN if one is NaN."""
     return jnp.where((a >= b) | jnp.isnan(a), a, b)
 
 
@@ -143,7 +143,7 @@ def spatial_mean(x: Float[Array, "B H W c"]) -> Float[Array, "B c"]:
     return jnp.mean(x, axis=(1, 2))
 
 
-#: The classifier head: its kernel is params["head"]["kernel"], (K, C).
+#: The classifier head. Its kernel is params["head"]["kernel"], (K, C).
 head = partial(nn.Dense, name="head")
 
 relu = jax.nn.relu

@@ -13,7 +13,7 @@ MLP_STAGES = (512,)
 
 
 class MLP(nn.Module):
-    """Flattened pixels, then fully connected layers with ReLU, one a stage, then a linear head.
+    """Flattened pixels, then fully connected ReLU layers, one per stage, then a linear head.
 
     The output of the last ReLU layer is the embedding. With BatchNorm, a layer is normalised
     before its ReLU.

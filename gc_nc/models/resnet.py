@@ -8,7 +8,7 @@ from jaxtyping import Float
 from gc_nc.array_types import Array
 from gc_nc.models import layers
 
-#: Blocks of each stage, and whether they are bottlenecks: table 1 of the paper.
+#: Number of blocks of each stage, and whether they are bottlenecks (table 1 of the paper).
 RESNET_STAGES = {18: ((2, 2, 2, 2), False), 50: ((3, 4, 6, 3), True)}
 
 _BOTTLENECK_EXPANSION = 4
@@ -60,8 +60,8 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Module):
     """A 3x3 stem, four stages of residual blocks, global mean (the embedding) and a linear head.
 
-    The CIFAR form: the stem has stride 1 and no max pooling follows. The embedding has 512 * width
-    features, or 2048 * width with bottlenecks.
+    In this CIFAR form the stem has stride 1 and no max pooling follows it. The embedding has
+    512 * width features, or 2048 * width with bottlenecks.
     """
 
     stages: tuple[int, ...]

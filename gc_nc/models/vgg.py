@@ -8,7 +8,7 @@ from jaxtyping import Float
 from gc_nc.array_types import Array
 from gc_nc.models import layers
 
-#: Output channels of the 3x3 convolutions of each stage: columns A and B of the paper's table 1.
+#: Output channels of the 3x3 convolutions of each stage (columns A and B of the paper's table 1).
 VGG_STAGES = {
     11: ((64,), (128,), (256, 256), (512, 512), (512, 512)),
     13: ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),
@@ -18,9 +18,9 @@ VGG_STAGES = {
 class VGG(nn.Module):
     """Stages of 3x3 convolutions and ReLU, each followed by max pooling, then a linear head.
 
-    The CIFAR form: the mean over whatever map is left after the last pooling (1x1 for 32x32 images
-    and smaller) is the embedding, 512 * width features, and one linear layer takes the place of the
-    three of the ImageNet form. No dropout.
+    In this CIFAR form the embedding is the mean over the map that is left after the last pooling
+    (1x1 for images of at most 32x32), with 512 * width features. One linear layer replaces the
+    three of the ImageNet form, and there is no dropout.
     """
 
     stages: tuple[tuple[int, ...], ...]

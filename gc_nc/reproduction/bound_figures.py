@@ -1,4 +1,4 @@
-"""Figures of the bounds: on the nearest-mean error, and the paper's against the per-class one."""
+"""Figures of the bounds on the nearest-mean error, and of the two bounds on NC."""
 
 import math
 import statistics
@@ -22,7 +22,7 @@ _GC_EXAMPLES, _GC_PROBES = 256, 2
 _ERROR = "test/nearest_mean_error"
 _FROM_NC, _FROM_GC = "bound_from_nc", "bound_from_gc"
 
-# Proved in docs/proofs.md.
+# This is proved in docs/proofs.md.
 _RATIO = (
     "The paper's bound is at least twice the one by class, and k times it where classes are"
     " balanced and of equal GC."
@@ -30,7 +30,7 @@ _RATIO = (
 
 
 def error_bound_figure(context: Context) -> FigureResult:
-    """Error of the nearest class mean and its bounds, from NC and from GC."""
+    """The error of the nearest class mean, with its bounds from NC and from GC."""
     require_runs(context)
     sweep = context.sweep
     base_runs = sweep.base_runs or sweep.runs[:1]
@@ -53,7 +53,7 @@ def error_bound_figure(context: Context) -> FigureResult:
             over_time.axhline(1, color="#999999", lw=0.8, ls=":")
     set_logarithmic(over_time)
     over_time.set(xlabel="Epoch", title=f"Over training, {len(base_runs)} seeds")
-    # Between the bounds and the error.
+    # Placed between the bounds and the error.
     over_time.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.5))
     for i, (name, values) in enumerate(groups.items()):
         beside.plot(
@@ -191,7 +191,7 @@ def neural_collapse_bounds_figure(context: Context) -> FigureResult:
 
 
 def grouped(context: Context, values: dict) -> dict[str, list[dict[str, float]]]:
-    """Values of the runs by the setting that is varied, the config itself as one group."""
+    """Values of the runs, grouped by the setting that is varied; the config itself is one group."""
     groups: dict[str, list] = {}
     for run in context.sweep.runs:
         names = [setting_name(key) for key, _ in run.setting]

@@ -1,4 +1,4 @@
-"""Every figure: what it shows, the sweep it is drawn from, its scales and what they cost."""
+"""Every figure: what it shows, which sweep it is drawn from, its scales and their cost."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -16,13 +16,13 @@ class Figure(NamedTuple):
     """A figure of the paper, of its appendix (A) or of ours (E).
 
     Attributes:
-      number: as in --figure; those of the appendix are ours.
-      title: of the figure, without network and data, which differ with the scale.
-      setting: network and data at the paper's scale.
-      claim: what it is to show, in a line.
-      sweep: the config in experiments/configs/figures/, without .py.
-      make: draws it and judges its claims.
-      cost: {scale: what the runs and the drawing take}; the scales that it has.
+      number: the number for --figure; the numbers of the appendix are ours.
+      title: the title without network and data, which differ with the scale.
+      setting: the network and the data at the paper's scale.
+      claim: the claim that the figure tests, in one line.
+      sweep: the name of the config in experiments/configs/figures/, without .py.
+      make: draws the figure and judges its claims.
+      cost: {scale: what the runs and the drawing take}, with all scales that the figure has.
     """
 
     number: str
@@ -195,10 +195,10 @@ FIGURES = {
 
 
 def find_figure(number: str, scale: str) -> Figure:
-    """A figure by its number, at a scale that it has.
+    """Finds a figure by its number and checks that it has the scale.
 
     Raises:
-      InputError: names the ones there are.
+      InputError: it does not exist or lacks the scale; the message lists those that exist.
     """
     figure = FIGURES.get(number.upper())
     if figure is None:
@@ -210,7 +210,7 @@ def find_figure(number: str, scale: str) -> Figure:
 
 
 def listing() -> str:
-    """All figures with their claims and what each scale costs."""
+    """The list of all figures with their claims and what each scale costs."""
     lines = []
     for figure in FIGURES.values():
         lines += [

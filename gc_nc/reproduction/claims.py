@@ -1,4 +1,4 @@
-"""Whether runs bear a claim out: rank correlations with an interval, a p-value and a verdict."""
+"""Whether runs support a claim: rank correlations with an interval, a p-value and a verdict."""
 
 import math
 from typing import Any, NamedTuple
@@ -9,13 +9,13 @@ HOLDS, FAILS, UNDECIDED = "holds", "fails", "cannot be told"
 
 
 class Finding(NamedTuple):
-    """A claim and what the runs say of it.
+    """A claim and what the runs say about it.
 
     Attributes:
       claim: one sentence that could be wrong.
       verdict: HOLDS, FAILS or UNDECIDED.
-      evidence: in words, with its numbers.
-      numbers: the same for programs.
+      evidence: the evidence in words and numbers.
+      numbers: the same numbers for programs.
     """
 
     claim: str
@@ -27,9 +27,9 @@ class Finding(NamedTuple):
 def rank_finding(claim: str, sign: int, test: RankTest) -> Finding:
     """The verdict on a claim that x and y rise together (sign 1) or against each other (-1).
 
-    It holds, or fails, where the 95% interval lies on that side of 0, or on the other, what is
-    permuted has its rho there too, and the p-value is below 0.05. Anything else cannot be told from
-    these runs.
+    The claim holds if the 95% interval and the rho of what is permuted are on the claimed side of
+    0 and the p-value is below 0.05. It fails if both are on the other side and the p-value is below
+    0.05. Anything else cannot be told from these runs.
     """
     low, high = sorted((sign * test.low, sign * test.high))
     told = test.p_value < ALPHA
@@ -63,7 +63,7 @@ def _shown(test: RankTest) -> str:
 
 
 def counted_finding(claim: str, num_true: int, total: int, evidence: str = "") -> Finding:
-    """The verdict on a claim about each of `total` cases: it holds if it does in all of them."""
+    """The verdict on a claim about `total` cases, which holds if it holds in every case."""
     verdict = UNDECIDED if not total else HOLDS if num_true == total else FAILS
     counted = f"in {num_true} of {total}"
     return Finding(

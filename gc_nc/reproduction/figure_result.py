@@ -1,4 +1,4 @@
-"""What a figure is made from and what comes of it, and the steps that figures share."""
+"""The input and the result of a figure, and the steps that figures share."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -16,10 +16,10 @@ class Context(NamedTuple):
     """What a figure is made from.
 
     Attributes:
-      sweep: its runs.
+      sweep: the sweep with its runs.
       image: the PNG to write.
-      scale: of the runs.
-      open_run: opens one to measure it.
+      scale: the scale of the runs.
+      open_run: opens a run to measure it.
       report: called with what is being done.
     """
 
@@ -31,13 +31,13 @@ class Context(NamedTuple):
 
 
 class FigureResult(NamedTuple):
-    """What came of a figure; its picture is in the file of the context.
+    """The result of a figure; its picture is in the context's file.
 
     Attributes:
       caption: what is drawn.
-      findings: a verdict a claim.
-      columns: of the table.
-      rows: of the table, as wide.
+      findings: the verdict on each claim.
+      columns: the titles of the table's columns.
+      rows: the rows of the table, with a cell for each column.
       notes: what a reader must know.
     """
 
@@ -48,7 +48,7 @@ class FigureResult(NamedTuple):
     notes: list[str]
 
 
-#: What of a setting is claimed to lower GC: in words, and the sign of its correlation with GC.
+#: How each setting is claimed to lower GC, in words, and the sign of its correlation with GC.
 CLAIMED = {
     "optimizer.learning_rate": ("A higher learning rate", -1),
     "batch_size": ("A smaller batch size", 1),
@@ -66,7 +66,7 @@ def correlate(
     *,
     permute: str,
 ) -> Finding:
-    """The verdict on a claim that x and y of runs rise together (sign 1) or not (-1)."""
+    """The verdict on a claim that x and y of runs rise together (sign 1) or oppositely (-1)."""
     try:
         test = rank_test(
             [float(x_of(run)) for run in runs],
@@ -82,12 +82,12 @@ def correlate(
 def setting_claims(
     row: Row, metrics: Sequence[tuple[str, str, int]], value_of: Callable[[Run, str], float]
 ) -> list[Finding]:
-    """Whether a setting moves metrics as claimed.
+    """Whether a setting changes metrics as claimed.
 
     Args:
-      row: of the setting.
-      metrics: (metric, what it is called, 1 if it falls with GC or -1 if it rises as GC falls).
-      value_of: a run's metric.
+      row: the runs of the setting.
+      metrics: (metric, its title, 1 if it falls with GC or -1 if it rises as GC falls).
+      value_of: returns a run's metric.
     """
     what, sign = CLAIMED[row.key]
     runs = [run for of_value in row.runs.values() for run in of_value]
@@ -109,12 +109,12 @@ def settings_table(
     columns: Sequence[tuple[str, str]],
     value_of: Callable[[Run, str], float],
 ) -> tuple[list[str], list[list[Any]]]:
-    """Means and ranges over the seeds of each value of each setting.
+    """Means and ranges over the seeds, for each value of each setting.
 
     Args:
-      rows: of a sweep.
-      columns: (metric, title).
-      value_of: a run's metric.
+      rows: the rows of a sweep.
+      columns: (metric, title) of each column.
+      value_of: returns a run's metric.
     """
     lines = []
     for row in rows:
@@ -133,7 +133,7 @@ def settings_table(
 
 
 def require_runs(context: Context) -> None:
-    """Raises InputError where no run is finished, so that there is nothing to draw."""
+    """Raises InputError if no run is finished, since then there is nothing to draw."""
     if not context.sweep.runs:
         (name, why), *others = context.sweep.missing.items()
         more = f", and {len(others)} more" if others else ""

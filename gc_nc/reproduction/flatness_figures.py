@@ -1,4 +1,4 @@
-"""Figures that the paper does not have: flatness against GC and NC, and GC layer by layer."""
+"""Figures that the paper does not have: flatness against GC and NC, and GC by layer."""
 
 from gc_nc.measurement.checkpoint_measurements import measure_flatness, measure_layers
 from gc_nc.rank_statistics import ALPHA
@@ -136,7 +136,7 @@ def _all_layers(key: str, by_layer: list[Finding]) -> Finding:
         len(by_layer),
         evidence,
     )
-    # One layer that goes the other way refutes it, by a p-value that allows for their number.
+    # A layer with the opposite effect refutes it, at a p-value corrected for the number of layers.
     opposite = any(
         f.verdict == FAILS and f.numbers["p_value"] < ALPHA / len(by_layer) for f in by_layer
     )

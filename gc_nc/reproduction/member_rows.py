@@ -1,8 +1,8 @@
-"""Rows: all that is measured of a run, in one JSON file that outlives its checkpoints.
+"""Rows: everything that is measured of a run, in one JSON file that outlives its checkpoints.
 
-A member of a sweep is trained, measured as soon as it ends, and its row written to
-ROWS/SWEEP/MEMBER.json. A row is the run's directory without what is large: config, metadata,
-results, evaluations, measurements.json and transfer.json, each as it is there.
+A member of a sweep is trained and, as soon as it ends, measured; then its row is written to
+ROWS/SWEEP/MEMBER.json. A row has the small files of the run's directory unchanged: config,
+metadata, results, evaluations, measurements.json and transfer.json.
 """
 
 import contextlib
@@ -48,17 +48,19 @@ _DIRECTIONAL = "train/directional_cdnv"
 
 
 class RowPlan(NamedTuple):
-    """What is measured of a run, beside its evaluations.
+    """What is measured of a run besides its evaluations.
 
     Attributes:
-      most_checkpoints: evenly chosen, the last among them, whose transfer is measured.
-      num_shots: of the episodes, 5-way where there are so many classes.
-      num_episodes: of nearest means, on validation and on target classes.
-      fine_tuning_episodes: of the most shots on target classes, at the last checkpoint alone.
-      fine_tuning_steps: of each, with a new head and all parameters (arXiv 2410.05612).
-      gc_examples: on which GC is estimated at the checkpoints.
-      gc_probes: Jacobian products an example of these.
-      flatness_examples: at the last checkpoint alone.
+      most_checkpoints: the largest number of checkpoints whose transfer is measured, evenly chosen
+        and including the last.
+      num_shots: shots of the episodes, which are 5-way if there are that many classes.
+      num_episodes: episodes for nearest means, on validation and on target classes.
+      fine_tuning_episodes: episodes with the most shots, on target classes, only at the last
+        checkpoint.
+      fine_tuning_steps: steps in each, of a new head and all parameters (arXiv 2410.05612).
+      gc_examples: examples on which GC is estimated at the checkpoints.
+      gc_probes: Jacobian products for each of these.
+      flatness_examples: examples for flatness, only at the last checkpoint.
     """
 
     most_checkpoints: int = 3
@@ -76,20 +78,20 @@ SMOKE_PLAN = RowPlan(2, (1, 5), 20, 2, 2, 16, 1, 8)
 
 
 def plan_of(scale: str) -> RowPlan:
-    """What is measured at a scale."""
+    """The plan for a scale."""
     return SMOKE_PLAN if scale == "smoke" else RowPlan()
 
 
 def row_path(rows_dir: Path, sweep: str, name: str) -> Path:
-    """The file of a member's row."""
+    """The path of a member's row."""
     return rows_dir / sweep / f"{name}.json"
 
 
 def has_row(rows_dir: Path, sweep: str, member: Member) -> bool:
-    """Whether a member's row is written.
+    """Whether a member's row has been written.
 
     Raises:
-      InputError: it cannot be read, or is of a run of another config.
+      InputError: it cannot be read, or is from a run of another config.
     """
     path = row_path(rows_dir, sweep, member.name)
     if not path.exists():
@@ -109,26 +111,26 @@ def write_rows(
     command: str = "",
     say: Callable[[str], None] = print,
 ) -> dict[str, str]:
-    """Trains the members one after the other, and measures and writes each as soon as it ends.
+    """Trains the members one after the other, and measures each and writes its row once it ends.
 
-    Those that have a row are left alone, and those that another process is at are left to it:
-    several processes may share a sweep. Stopped anywhere, the next call goes on.
+    Members that have a row, or that another process is running, are skipped, so several processes
+    may share a sweep. If it is stopped at any point, the next call resumes there.
 
     Args:
-      sweep_dir: written by `open_sweep`; its name is that of the sweep.
-      members: of the sweep, the most wanted first.
-      rows_dir: gets a folder of the sweep's name.
-      scale: of the sweep.
-      data_dir: where the data are now; None for where they were.
-      command: that makes the rows, to be noted in them.
+      sweep_dir: a directory written by `open_sweep`, with the name of the sweep.
+      members: members of the sweep, the most important first.
+      rows_dir: the folder in which a folder with the sweep's name is made.
+      scale: the scale of the sweep.
+      data_dir: where the data are now; None if they were not moved.
+      command: the command that makes the rows, which is recorded in them.
       say: prints a line.
 
     Returns:
-      {name: why} of the members that have no row.
+      {name: reason} for the members that have no row.
 
     Raises:
-      Interrupted: by a signal during training; the run's state is saved.
-      InputError: a row of another config, or a run that cannot be measured.
+      Interrupted: a signal stopped the training; the run's state is saved.
+      InputError: a row is of another config, or a run cannot be measured.
     """
     missing: dict[str, str] = {}
     datasets: dict[str, TransferDataset] = {}
@@ -139,7 +141,7 @@ def write_rows(
         try:
             _train(sweep_dir, member)
             with hold_run(run_path(sweep_dir, member.name)):
-                # Another process may have measured it meanwhile.
+                # Another process may have measured it in the meantime.
                 if has_row(rows_dir, sweep_dir.name, member):
                     continue
                 started = time.process_time()
@@ -160,13 +162,13 @@ def write_rows(
             continue
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         say(f"{now} {number}/{len(waiting)} row written: {member.name}")
-        # A run compiles programs of its own, which would add up.
+        # Each run compiles its own programs, which would otherwise accumulate.
         jax.clear_caches()
     return missing
 
 
 def _train(sweep_dir: Path, member: Member) -> None:
-    """In this process, what it prints in the member's log."""
+    """Trains in this process, with the output in the member's log."""
     if is_done(sweep_dir, member.name):
         return
     with log_path(sweep_dir, member.name).open("a", encoding="utf-8") as log:
@@ -183,19 +185,19 @@ def _train(sweep_dir: Path, member: Member) -> None:
 
 
 def measure_member(run_dir: Path, plan: RowPlan, open_it: Callable[[Path], FinishedRun]) -> None:
-    """Measures what is missing of a finished run; its measurements.json and transfer.json keep it.
+    """Adds what is missing to the measurements.json and transfer.json of a finished run.
 
-    At some checkpoints: directional CDNV of the training images, GC and NC of the source classes,
-    and NC and nearest-mean accuracy on the validation and target classes. At the last: fine-tuning,
-    flatness and all else of `measure_run`.
+    At some checkpoints it measures directional CDNV of the training images, GC and NC of the source
+    classes, and NC and nearest-mean accuracy on the validation and target classes. At the last one
+    it measures fine-tuning, flatness and everything else in `measure_run`.
 
     Args:
-      run_dir: of the run.
+      run_dir: the run's directory.
       plan: what to measure.
       open_it: opens the run.
 
     Raises:
-      InputError: it has no checkpoint, or cannot be measured.
+      InputError: the run has no checkpoint, or cannot be measured.
     """
     run = open_it(run_dir)
     num_train = len(run.dataset.train.labels)
@@ -230,7 +232,7 @@ def measure_member(run_dir: Path, plan: RowPlan, open_it: Callable[[Path], Finis
 
 
 def _directional_cdnv(run: FinishedRun, step: int) -> float:
-    """Mean over ordered pairs of source classes, over all training images."""
+    """The mean over ordered pairs of source classes, from all training images."""
     train, num_classes = run.dataset.train, run.dataset.num_classes
     images = ClassImages(train.images, train.labels, run.dataset.class_names)
     embeddings = transfer_evaluation.embed_images(run, run.variables(step), images)
@@ -303,7 +305,7 @@ def _row(sweep_dir: Path, member: Member, scale: str, command: str) -> dict[str,
 
 
 def _without_place(config: ConfigDict) -> ConfigDict:
-    """Where the data lie is no part of what was done."""
+    """The config without the place of the data, which does not affect the results."""
     config = config.copy_and_resolve_references().unlock()
     config.data.data_dir = None
     return config

@@ -1,4 +1,4 @@
-"""Pictures of sweeps: rows of curves with a band over seeds, and scatters of runs."""
+"""Pictures of sweeps: rows of curves with a band over seeds, and scatter plots of runs."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from gc_nc.drawing import COLORS, GREY, MARKERS, new_panels, save, set_logarithmic
 from gc_nc.reproduction.run_table import Row, Run, setting_name
 
-#: Points of a run: where on the horizontal axis, and metrics by name.
+#: Points of a run: the position on the horizontal axis, and metrics by name.
 Curves = Sequence[tuple[float, Mapping[str, Any]]]
 
 
@@ -28,16 +28,16 @@ def draw_rows(
     curves_of: Callable[[Run], Curves],
     path: Path,
 ) -> None:
-    """A row of panels a setting, a column a metric; a colour a value.
+    """Draws a row of panels for each setting, a column for each metric and a colour for each value.
 
-    Thick lines are means over the seeds as far as all of them go, with a band from the lowest to
-    the highest; thin ones are the runs, to their ends.
+    Thick lines are means over the seeds up to where the first run ends, with a band from the lowest
+    to the highest; thin lines are the whole runs.
 
     Args:
-      rows: at least one, each with a run.
-      columns: what is drawn.
-      curves_of: points (epoch, {metric: value}) of a run.
-      path: of the PNG; its folder is made.
+      rows: at least one row, each with at least one run.
+      columns: the metrics to draw.
+      curves_of: returns the points (epoch, {metric: value}) of a run.
+      path: the PNG to write; its folder is made.
     """
     figure, axes = new_panels(len(rows), len(columns))
     for row, row_axes in zip(rows, axes, strict=True):
@@ -57,7 +57,7 @@ def draw_rows(
             frameon=False,
             fontsize=8,
             title_fontsize=8,
-            # Beside the panels, where it hides no line.
+            # Beside the panels, where it does not hide a line.
             loc="upper left",
             bbox_to_anchor=(1.0, 1.0),
         )
@@ -65,9 +65,9 @@ def draw_rows(
 
 
 def draw_seeds(ax, of_runs: Sequence[Curves], metric: str, color: Any, label: str) -> None:
-    """Runs as thin lines, and their mean and range as far as all of them go.
+    """Draws runs as thin lines, and their mean and range up to where the first run ends.
 
-    Runs are measured at steps of their own: between these their lines are straight.
+    Runs are measured at different steps, between which they are interpolated linearly.
     """
     lines = []
     for curve in of_runs:
@@ -77,7 +77,7 @@ def draw_seeds(ax, of_runs: Sequence[Curves], metric: str, color: Any, label: st
             lines.append(np.transpose(points))
             ax.plot(*lines[-1], color=color, lw=0.6, alpha=0.5)
     if not lines or len(lines) < len(of_runs):
-        # Only so that the legend has it.
+        # An empty line, so that the legend has an entry.
         ax.plot([], [], color=color, lw=2, label=label)
         return
     first, last = max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines)
@@ -90,7 +90,7 @@ def draw_seeds(ax, of_runs: Sequence[Curves], metric: str, color: Any, label: st
 
 
 class Scatter(NamedTuple):
-    """A panel of runs: what is on each axis, and the metrics' titles."""
+    """A panel of runs: the metric on each axis, and their titles."""
 
     x: str
     y: str
@@ -106,7 +106,7 @@ def draw_scatters(
     *,
     columns: int = 3,
 ) -> None:
-    """A panel a pair of metrics, a dot a run, a colour and marker a group of runs."""
+    """A panel for each pair of metrics, a dot for each run, a colour and marker for each group."""
     count = len(panels)
     columns = min(columns, count)
     figure, axes = new_panels(-(-count // columns), columns)
@@ -137,7 +137,7 @@ def draw_scatters(
 
 
 def _shades(count: int) -> list[Any]:
-    """Light to dark, the highest value darkest; none too light for white paper."""
+    """Colours from light to dark, the highest value darkest; none is too light for white paper."""
     from matplotlib import colormaps
 
     return [colormaps["viridis"](0.88 - 0.88 * i / max(1, count - 1)) for i in range(count)]

@@ -1,4 +1,4 @@
-"""A figure from its sweep: what is missing is run, the rest drawn, judged and written down."""
+"""Makes a figure from its sweep: runs what is missing, draws it, judges claims, writes a record."""
 
 import concurrent.futures
 import contextlib
@@ -33,7 +33,7 @@ def missing_members(sweep_dir: Path, members: Sequence[Member]) -> list[Member]:
 
 
 def stored_data_dir(sweep_dir: Path) -> str | None:
-    """Where the data of a sweep that has begun were; None of one that has not."""
+    """Where the data of a sweep were when it started; None if it has not started."""
     for path in sorted((sweep_dir / "configs").glob("*.json")):
         return read_stored_config(path).get("data.data_dir")
     return None
@@ -43,7 +43,7 @@ def prepare(sweep_dir: Path, members: Sequence[Member], base: ConfigDict) -> Non
     """Checks the data and the directory before anything is run.
 
     Raises:
-      InputError: data that cannot be read, or a directory that holds something else.
+      InputError: the data cannot be read, or the directory contains something else.
     """
     if missing_members(sweep_dir, members):
         try:
@@ -51,7 +51,7 @@ def prepare(sweep_dir: Path, members: Sequence[Member], base: ConfigDict) -> Non
         except InputError as error:
             if begun := stored_data_dir(sweep_dir):
                 raise InputError(
-                    f"{error}; the runs in {sweep_dir} began with data_dir={begun}, which is part"
+                    f"{error}; the runs in {sweep_dir} started with data_dir={begun}, which is part"
                     " of their config: put the data back there, or choose another workdir"
                 ) from error
             raise
@@ -59,9 +59,10 @@ def prepare(sweep_dir: Path, members: Sequence[Member], base: ConfigDict) -> Non
 
 
 def check_data(config: ConfigDict) -> None:
-    """Raises InputError where the data of a config cannot be read.
+    """Raises InputError if the data of a config cannot be read.
 
-    In a process of its own, on the CPU: this one must not hold an accelerator that the runs need.
+    This is checked in a separate process on the CPU, because this process must not occupy an
+    accelerator that the runs need.
     """
     if config.data.source == "digits":
         return
@@ -97,19 +98,19 @@ def make_figure(
     """Draws a figure from the runs that are finished, judges its claims and writes both down.
 
     Args:
-      figure: of the catalogue.
-      scale: of its runs.
-      workdir: the figure goes to its figures/; the sweep's runs are in its folder of that name.
-      members: of the sweep.
+      figure: a figure of the catalogue.
+      scale: the scale of its runs.
+      workdir: the folder with the sweep's folder; the figure is written to its figures/.
+      members: the members of the sweep.
       base: the config that they vary.
-      data_dir: where their data are now; None for where they were.
+      data_dir: where their data are now; None if they were not moved.
       report: called with what is being done.
 
     Returns:
-      What figures/figure_NUMBER.json holds; see docs/reproducing.md.
+      The content of figures/figure_NUMBER.json; see docs/reproducing.md.
 
     Raises:
-      InputError: no run is finished, one cannot be measured, or the folder has the figure at
+      InputError: no run is finished, a run cannot be measured, or the folder has the figure at
         another scale.
     """
     sweep_dir = workdir / figure.sweep
@@ -122,14 +123,14 @@ def make_figure(
     before = read_figure(workdir, figure, scale)
     stored = _record_path(workdir, figure)
     image = stored.with_suffix(".png")
-    # Both are replaced at the end, so that no picture stands beside verdicts of another.
+    # Both are replaced at the end, so that a picture never stands beside another one's verdicts.
     drawn = image.with_name(f".{image.name}")
     started = time.monotonic()
     result = figure.make(Context(sweep, drawn, scale, opener, report))
     record = _record(figure, scale, sweep, result, image)
     places = {str(workdir): "DIR", str(data_dir or base.data.data_dir): "DATA"}
     record["missing"] = [_without(places, line) for line in record["missing"]]
-    # What was measured is kept, so that drawing again takes seconds.
+    # Measurements are kept, so drawing again takes only seconds; record the longest time.
     drawing_seconds = time.monotonic() - started
     record["drawing_seconds"] = max(drawing_seconds, before.get("drawing_seconds", 0.0))
     record["run_seconds"] = _run_seconds(sweep_dir, sweep)
@@ -140,10 +141,10 @@ def make_figure(
 
 
 def read_figure(workdir: Path, figure: Figure, scale: str) -> dict[str, Any]:
-    """What was written of a figure before; {} if nothing was.
+    """The record of a figure that was made before; {} if there is none.
 
     Raises:
-      InputError: it is of another scale, or cannot be read.
+      InputError: the record is of another scale, or cannot be read.
     """
     path = _record_path(workdir, figure)
     record = read_json_object(path) if path.exists() else {}
@@ -170,7 +171,7 @@ def _record(
     runs = sweep.runs
     metadata = runs[0].metadata
     data = metadata["data"]
-    # Where the data lie is no part of what was done, and none of other people's business.
+    # The place of the data does not affect the results, and may be private.
     config = {key: value for key, value in sweep.base.items() if key != "data.data_dir"}
     return {
         "number": figure.number,
@@ -227,7 +228,7 @@ def _hardware(metadata: dict[str, Any]) -> str:
 
 
 def _run_seconds(sweep_dir: Path, sweep: Sweep) -> float:
-    """Sum over the runs from their first start to their end, pauses between starts included."""
+    """Seconds from the first start to the end, summed over runs and including pauses."""
     total = 0.0
     for run in sweep.runs:
         log = log_path(sweep_dir, run.workdir.name)

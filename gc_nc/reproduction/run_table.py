@@ -1,4 +1,4 @@
-"""The finished runs of a sweep: their settings, seeds and measurements, in rows of one setting."""
+"""The finished runs of a sweep with their settings and seeds, in one row for each setting."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from gc_nc.sweeps.members import Member
 from gc_nc.sweeps.sweep_directory import is_done, log_path, run_path
 from gc_nc.sweeps.sweep_status import error_in, last_start
 
-#: What a setting is called, in the order of the paper's rows.
+#: Names of the settings, in the order of the paper's rows.
 SETTING_NAMES = {
     "optimizer.learning_rate": "Learning rate",
     "batch_size": "Batch size",
@@ -24,7 +24,7 @@ SETTING_NAMES = {
 
 
 def setting_name(key: str) -> str:
-    """What a setting is called; its key if nothing better is known."""
+    """The name of a setting, or its key if it has no name here."""
     return SETTING_NAMES.get(key, key)
 
 
@@ -33,11 +33,11 @@ class Run(NamedTuple):
 
     Attributes:
       workdir: its directory.
-      setting: (key, value) of what differs from the base config, the seed left out.
+      setting: (key, value) of all that differs from the base config, except the seed.
       seed: its seed.
-      config: every key, dotted.
-      evaluations: records of metrics.jsonl that hold an evaluation, by step.
-      metadata: of the run.
+      config: its whole config, by dotted key.
+      evaluations: the records of metrics.jsonl that contain an evaluation, by step.
+      metadata: its metadata.json.
     """
 
     workdir: Path
@@ -49,20 +49,20 @@ class Run(NamedTuple):
 
     @property
     def final(self) -> dict[str, Any]:
-        """Metrics of the last evaluation."""
+        """The metrics of the last evaluation."""
         return self.evaluations[-1]
 
     def epochs(self, step: int) -> float:
-        """How often each training example was seen by a step."""
+        """How often each training example was used up to a step."""
         return step * self.config["batch_size"] / self.metadata["data"]["num_train"]
 
 
 class Row(NamedTuple):
-    """Runs that differ in one setting and their seed, the others as in the base config.
+    """Runs that differ only in one setting and their seed, and are otherwise as the base config.
 
     Attributes:
-      key: of the setting.
-      runs: {value: runs by seed}, values ascending.
+      key: the key of the setting.
+      runs: {value: runs by seed}, with ascending values.
     """
 
     key: str
@@ -70,13 +70,13 @@ class Row(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """What is there of a sweep.
+    """The finished part of a sweep, and what is missing.
 
     Attributes:
-      base: its config, every key, dotted.
-      runs: that are finished, and whose metrics are numbers.
-      rows: of these, one for each setting that is varied.
-      missing: {name: why} of the others.
+      base: its whole config, by dotted key.
+      runs: the runs that are finished and whose metrics are finite.
+      rows: these runs in rows, one for each setting that is varied.
+      missing: {name: reason} for the other members.
     """
 
     base: dict[str, Any]
@@ -86,12 +86,12 @@ class Sweep(NamedTuple):
 
     @property
     def base_runs(self) -> list[Run]:
-        """Runs of the config itself, that differ in their seed alone."""
+        """The runs of the config itself, which differ only in their seed."""
         return [run for run in self.runs if not run.setting]
 
 
 def only(rows: Sequence[Row], runs: Sequence[Run]) -> list[Row]:
-    """The rows with none but these runs; rows and values of which none is left are left out."""
+    """The rows reduced to these runs, without rows and values that have none of them."""
     kept = {run.workdir for run in runs}
     fewer = [
         row._replace(
@@ -110,8 +110,8 @@ def collect(workdir: Path, members: Sequence[Member], base: ConfigDict) -> Sweep
     """Reads the finished runs of a sweep.
 
     Args:
-      workdir: of the sweep.
-      members: of it.
+      workdir: the sweep's directory.
+      members: its members.
       base: the config that they vary.
     """
     flat_base = flatten(base)
@@ -123,11 +123,11 @@ def collect(workdir: Path, members: Sequence[Member], base: ConfigDict) -> Sweep
         run = _read_run(run_path(workdir, member.name), member, flat_base)
         bad = [name for name, value in run.final.items() if _is_bad(value)]
         if bad:
-            missing[member.name] = f"{', '.join(bad)} of its last evaluation is no finite number"
+            missing[member.name] = f"{', '.join(bad)} of its last evaluation is not a finite number"
         else:
             runs.append(run)
     varied = {key for member in members for key in member.overrides} - {"seed"}
-    # In the paper's order, others behind.
+    # In the paper's order, followed by other settings.
     known = [key for key in SETTING_NAMES if key in varied]
     keys = [*known, *sorted(varied - set(known))]
     rows = [row for key in keys if (row := _row(key, runs)).runs]

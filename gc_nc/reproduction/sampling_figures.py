@@ -1,4 +1,4 @@
-"""Figures of how well samples give GC: the paper's three ways, and all estimators by their cost."""
+"""Figures of how well samples estimate GC: the paper's three ways, and estimators by their cost."""
 
 import math
 from typing import NamedTuple
@@ -35,13 +35,13 @@ class _Sizes(NamedTuple):
     """How much is sampled.
 
     Attributes:
-      population: images that examples are drawn from.
-      images: whose entries and dimensions are drawn.
-      estimated: images whose norms the estimators are compared on.
+      population: number of images from which examples are drawn.
+      images: number of images whose entries and dimensions are drawn.
+      estimated: number of images on whose norms the estimators are compared.
       examples: sizes of the samples of images.
-      parts: numbers of entries and dimensions an image.
-      products: of the estimators, an image.
-      trials: of each sample.
+      parts: numbers of entries and dimensions for each image.
+      products: numbers of products of the estimators for each image.
+      trials: number of trials for each sample.
     """
 
     population: int
@@ -61,7 +61,7 @@ _SMOKE = _Sizes(24, 8, 8, (2, 6), (1, 2), (3,), trials=4)
 
 
 def sampling_figure(context: Context) -> FigureResult:
-    """Mean and standard deviation of the trials of each way to sample, against exact GC."""
+    """Mean and standard deviation over trials of each way to sample, compared with exact GC."""
     require_runs(context)
     sizes = _sizes(context)
     embed, images = _network(context, sizes.population)
@@ -110,7 +110,7 @@ def sampling_figure(context: Context) -> FigureResult:
 
 
 def estimators_figure(context: Context) -> FigureResult:
-    """Relative error of the estimators of GC against what they cost."""
+    """Relative error of the estimators of GC against their cost."""
     require_runs(context)
     sizes = _sizes(context)
     embed, images = _network(context, sizes.estimated)
@@ -162,7 +162,7 @@ def _sizes(context: Context) -> _Sizes:
 
 
 def _network(context: Context, num_images: int):
-    """The embedding of the config's own first run, and random training images."""
+    """The embedding of the first run of the config itself, and random training images."""
     runs = context.sweep.base_runs or context.sweep.runs
     run = context.open_run(runs[0].workdir)
     return embed_fn(run.model, run.variables(run.steps[-1])), run.gc_inputs(num_images)
@@ -208,7 +208,7 @@ def _draw_trials(context: Context, trials, exact) -> None:
 
 
 def _unbiased(way: str, trials: dict[int, np.ndarray], exact: float) -> Finding:
-    """Whether all means are as near to the exact value as chance lets them be."""
+    """Whether all means are as close to the exact value as chance allows."""
     t = [
         (values.mean() - exact) / (values.std(ddof=1) / math.sqrt(len(values)))
         for values in trials.values()
@@ -224,9 +224,9 @@ def _unbiased(way: str, trials: dict[int, np.ndarray], exact: float) -> Finding:
 
 
 def _rate(way: str, trials: dict[int, np.ndarray], population: float) -> Finding:
-    """Whether the error falls as one over the square root of the sample.
+    """Whether the error falls as one over the square root of the sample size.
 
-    Samples without replacement err less by sqrt((N - n) / (N - 1)), which is taken out.
+    Sampling without replacement reduces the error by sqrt((N - n) / (N - 1)), which is corrected.
     """
     sizes = np.array(list(trials))
     correction = np.sqrt((population - sizes) / (population - 1)) if population < math.inf else 1
@@ -250,7 +250,7 @@ def _rate(way: str, trials: dict[int, np.ndarray], population: float) -> Finding
 
 
 def _small_enough(way: str, trials: dict[int, np.ndarray], exact: float) -> Finding:
-    """Whether the largest sample gives GC to a tenth."""
+    """Whether the largest sample gives GC with a relative error below a tenth."""
     size = max(trials)
     spread = _resampled_spread({size: trials[size]})[:, 0] / exact
     relative = float(np.std(trials[size], ddof=1) / exact)
@@ -264,7 +264,7 @@ def _small_enough(way: str, trials: dict[int, np.ndarray], exact: float) -> Find
 
 
 def _resampled_spread(trials: dict[int, np.ndarray]) -> np.ndarray:
-    """(resamples, sizes) standard deviations of trials drawn with replacement."""
+    """(resamples, sizes), standard deviations of trials drawn with replacement."""
     rng = np.random.default_rng(0)
     columns = [
         values[rng.integers(0, len(values), (_RESAMPLES, len(values)))].std(axis=1, ddof=1)

@@ -1,4 +1,4 @@
-"""Figures of how training moves GC and NC: setting by setting, and in the terminal phase."""
+"""Figures of how training changes GC and NC: for each setting, and in the terminal phase."""
 
 import math
 import statistics
@@ -34,7 +34,7 @@ def curves(run: Run) -> Curves:
 
 
 def setting_figure(context: Context) -> FigureResult:
-    """GC, geometric collapse and NC over training, a row a setting."""
+    """GC, geometric collapse and NC over training, with one row for each setting."""
     require_runs(context)
     sweep = context.sweep
     columns = (
@@ -118,7 +118,7 @@ def terminal_phase_figure(context: Context) -> FigureResult:
     )
     terminal = [run for run in sweep.runs if _first_fitted(run) is not None]
     rows = only(sweep.rows, terminal)
-    # Where nothing is fitted, as at the smallest scale, training is all there is to be drawn.
+    # If no run is fitted, as at the smallest scale, draw the whole of training instead.
     draw_rows(rows or sweep.rows, columns, curves, context.image)
     lasting = [run for run in terminal if _first_fitted(run) is not run.final]
     findings = [_goes_on_falling(split, lasting) for split in ("train", "test")]
@@ -177,14 +177,14 @@ def _goes_on_falling(split: str, runs: Sequence[Run]) -> Finding:
 
 
 def _factor(first: float, last: float) -> float:
-    """last / first, of metrics that are 0 where collapse is complete."""
+    """last / first, for metrics that are 0 if collapse is complete."""
     if first:
         return last / first
     return math.inf if last else 1.0
 
 
 def _first_fitted(run: Run):
-    """The first evaluation from which on training accuracy stays at 1; None if it ends below."""
+    """The first evaluation after which training accuracy stays at 1; None if it ends below 1."""
     first = None
     for record in run.evaluations:
         if record["train/accuracy"] < 1:

@@ -1,4 +1,4 @@
-"""The figure of transfer: source GC, target NC and few-shot accuracy, setting by setting."""
+"""The figure of transfer: source GC, target NC and few-shot accuracy, for each setting."""
 
 from gc_nc.measurement import transfer_evaluation, transfer_results
 from gc_nc.measurement.checkpoint_measurements import chosen_steps
@@ -20,7 +20,7 @@ _GC, _NC, _ACCURACY = "source_gc", "target_nc", "accuracy"
 
 
 def transfer_figure(context: Context) -> FigureResult:
-    """Source GC, target NC and 5-shot accuracy on classes never seen, a row a setting."""
+    """Source GC, target NC and 5-shot accuracy on unseen classes, with a row for each setting."""
     require_runs(context)
     sweep = context.sweep
     measured = {run.workdir: _transfer(context, run) for run in sweep.runs}
@@ -93,12 +93,12 @@ def transfer_figure(context: Context) -> FigureResult:
 
 
 def _protocol(context: Context) -> Protocol:
-    # As many as rows have, whose results are used again.
+    # The number that rows have, so that their results are reused.
     return Protocol(num_episodes=20 if context.scale == "smoke" else 2000)
 
 
 def _transfer(context: Context, run: Run) -> dict[int, dict[str, float]]:
-    """{step: values} at some checkpoints; transfer.json keeps them."""
+    """{step: values} at some checkpoints, which are kept in transfer.json."""
     protocol, smoke = _protocol(context), context.scale == "smoke"
     ways = min(_MOST_WAYS, len(run.metadata["data"]["held_class_names"]["target"]))
     wanted = {**protocol.facts(), "num_ways": ways, "num_shots": _NUM_SHOTS}
@@ -137,7 +137,7 @@ def _transfer(context: Context, run: Run) -> dict[int, dict[str, float]]:
 
 
 def _stored(run: Run, step: int, wanted: dict, gc: dict[str, int]):
-    """Source metrics and result, if they were measured as asked for or, GC, more precisely."""
+    """Source metrics and result, if they were measured as wanted, with GC at least as precise."""
     stored = transfer_results.read_results(run.workdir)
     source = stored["source"].get(str(step), {})
     if any(source.get(name, 0) < least for name, least in gc.items()):

@@ -21,18 +21,18 @@ UNREADABLE = "unreadable_checkpoints"
 
 
 class StorageError(RuntimeError):
-    """Something could not be written; what was written before is whole."""
+    """Something could not be written; everything written before it is complete."""
 
 
 class Restored(NamedTuple):
     """A state and where it comes from.
 
     Attributes:
-      state: of the newest checkpoint that can be read; None if there is none.
-      step: of it.
+      state: the state of the newest readable checkpoint; None if there are no checkpoints.
+      step: its step.
       unreadable: a line for each newer checkpoint, which was moved to `UNREADABLE`.
 
-    Where there are checkpoints and none can be read, nothing is moved.
+    If there are checkpoints and none can be read, nothing is moved.
     """
 
     state: TrainState | None
@@ -41,7 +41,7 @@ class Restored(NamedTuple):
 
 
 class _NewestAndBest(PreservationPolicy):
-    """Orbax's own policy of the best can drop the newest one."""
+    """Keeps the N newest checkpoints and the best one; Orbax's own policy can drop the newest."""
 
     def __init__(self, num_newest: int):
         self._num_newest = num_newest
@@ -56,13 +56,13 @@ class _NewestAndBest(PreservationPolicy):
 class Checkpoints:
     """Saves and restores states below one directory; a context manager that waits for its writes.
 
-    Saving goes on in the background. Leaving the context waits for it and raises what went wrong,
-    since a process that exits right after an asynchronous save loses it. A checkpoint appears under
-    its step by a rename once it is whole. All processes of a run call the same methods.
+    States are saved in the background. Leaving the context waits for the last save and raises its
+    error, since a process that exits right after an asynchronous save loses it. A checkpoint is
+    renamed to its step once it is complete. All processes of a run call the same methods.
     """
 
     def __init__(self, directory: Path, *, keep: int):
-        """Opens the directory, which is made if it is missing; `keep` of the newest are kept."""
+        """Opens the directory, or creates it; the `keep` newest checkpoints are kept."""
         self._directory = directory.absolute()
         self._policy = _NewestAndBest(keep)
         self._manager = _open_manager(
@@ -77,7 +77,7 @@ class Checkpoints:
         """Waits for the last save.
 
         Raises:
-          StorageError: it failed.
+          StorageError: the save failed.
         """
         failures = []
         # Closing waits too, and fails again.
@@ -90,11 +90,11 @@ class Checkpoints:
             raise self._storage_error(failures[0]) from failures[0]
 
     def steps(self) -> tuple[int, ...]:
-        """Of the checkpoints there are, ascending; the last save may still be under way."""
+        """The steps of all checkpoints, ascending; the last save may not be finished yet."""
         return tuple(sorted(int(step) for step in self._manager.all_steps()))
 
     def latest_step(self) -> int | None:
-        """The newest of them."""
+        """The step of the newest checkpoint, or None."""
         return self._manager.latest_step()
 
     def keep_best(self, step: int | None) -> None:
@@ -102,23 +102,23 @@ class Checkpoints:
         self._policy.best_step = step
 
     def save(self, state: TrainState) -> None:
-        """Saves the state under its step, unless it is there.
+        """Saves the state under its step, unless that step is saved already.
 
         Raises:
-          StorageError: it was not accepted, or the save before it failed.
+          StorageError: the save was not accepted, or the one before it failed.
         """
         step = int(state.step)
         if step == self._manager.latest_step():
             return
         try:
-            # Orbax answers a step below the latest with False and no checkpoint.
+            # Orbax returns False and saves nothing if the step is below the latest one.
             accepted = self._manager.save(step, args=ocp.args.StandardSave(state))
         except Exception as failure:
             raise self._storage_error(failure) from failure
         if not accepted:
             raise StorageError(
-                f"the checkpoint of step {step} was not saved: {self._directory} holds step"
-                f" {self._manager.latest_step()}"
+                f"the checkpoint of step {step} was not saved: {self._directory} already has"
+                f" step {self._manager.latest_step()}"
             )
 
     def restore(self, step: int, like: TrainState) -> TrainState:
@@ -129,12 +129,12 @@ class Checkpoints:
     def restore_newest(self, like: TrainState) -> Restored:
         """The newest state that can be read, in the structure and placement of `like`.
 
-        A crash of the machine, not only of the process, may leave a checkpoint without some of its
-        content. Such a one is moved out of the way, for its step will be saved again.
+        A crash of the whole machine may leave an incomplete checkpoint. It is moved out of the way,
+        because the run will save that step again.
 
         Raises:
           InputError: a checkpoint is of another network or optimizer.
-          StorageError: none can be read, or the file system refuses to read one now.
+          StorageError: no checkpoint can be read, or the file system cannot read one at present.
         """
         unreadable: dict[int, str] = {}
         for step in reversed(self.steps()):
@@ -143,9 +143,9 @@ class Checkpoints:
                     self._check_structure(step, like)
                     state = self.restore(step, like)
                 if int(state.step) != step:
-                    raise ValueError(f"it holds step {int(state.step)}")
+                    raise ValueError(f"it contains step {int(state.step)}")
             except (InputError, jax.errors.JaxRuntimeError):
-                # The latter is of a device without memory, say: no fault of the checkpoint.
+                # A runtime error, such as a device out of memory, is not the checkpoint's fault.
                 raise
             except Exception as error:
                 if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
@@ -188,18 +188,18 @@ class Checkpoints:
         return place
 
     def _storage_error(self, failure: Exception) -> StorageError:
-        # A save under way has another name.
+        # An unfinished save has another name.
         steps = [int(path.name) for path in self._directory.iterdir() if path.name.isdecimal()]
         good = f"from step {max(steps)}" if steps else "from the start"
         return StorageError(
             f"a checkpoint could not be written to {self._directory} ({_first_line(failure)}); free"
-            f" some space: the same command goes on {good}"
+            f" some space: the same command resumes {good}"
         )
 
 
 def open_read_only(directory: Path) -> ocp.CheckpointManager:
-    """The checkpoints below a directory, which is neither made nor tidied up; a context manager."""
-    # Orbax warns about read-only access every time, although it is what was asked for.
+    """Opens the checkpoints below a directory without changing it; a context manager."""
+    # Orbax warns about read-only access every time, although it was asked for.
     with _quiet_library(logging.ERROR):
         return _open_manager(directory.absolute(), read_only=True, create=False)
 
@@ -218,15 +218,15 @@ def check_shapes(
 ) -> None:
     """Checks that a checkpoint has the arrays that are needed, before it is restored.
 
-    Orbax's own message runs over pages and leaves work undone behind.
+    Orbax's own message is pages long, and its failed restore leaves unfinished work behind.
 
     Args:
-      step: of the checkpoint.
-      directory: that has it.
+      step: the step of the checkpoint.
+      directory: the directory that contains it.
       stored: Orbax's metadata of the checkpoint.
       like: a tree of arrays or shapes.
       fix: what the user can do.
-      exactly: whether arrays of the checkpoint that `like` lacks count too.
+      exactly: whether it is also an error if the checkpoint has arrays that `like` lacks.
 
     Raises:
       InputError: an array is missing or has another shape.
@@ -251,7 +251,7 @@ def check_shapes(
 
 @contextlib.contextmanager
 def _quiet_library(level: int = logging.FATAL):
-    """Orbax and TensorStore print pages about what one line of ours says."""
+    """Silences Orbax and TensorStore, which print pages about what our errors say in a line."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(level)
     try:
@@ -261,7 +261,7 @@ def _quiet_library(level: int = logging.FATAL):
 
 
 def _first_line(error: Exception) -> str:
-    # TensorStore says it at the end of a line of many paths.
+    # TensorStore names the cause at the end of a line with many paths.
     if system := re.search(r"([A-Z][\w -]+) \[os_error_code=", str(error)):
         return system.group(1)
     lines = str(error).strip().splitlines() or [type(error).__name__]

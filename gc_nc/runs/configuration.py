@@ -8,12 +8,12 @@ from ml_collections import ConfigDict, config_dict
 from gc_nc.errors import InputError
 from gc_nc.runs.settings import MAX_FLOAT, SETTINGS, TYPE_NAMES, is_number
 
-# What the device's int32 holds.
+# The largest int32, which is the integer type on the device.
 _MAX_INT = 2**31 - 1
 
 
 def default_config() -> ConfigDict:
-    """A run on the embedded digits; config files change what they need.
+    """The config of a run on the embedded digits; config files change what they need.
 
     `gc_nc.runs.settings.SETTINGS` says what each key means.
     """
@@ -28,12 +28,12 @@ def default_config() -> ConfigDict:
         place[name] = (
             config_dict.placeholder(setting.type) if setting.is_optional else setting.default
         )
-    # Locked: a key misspelt in a config file is an error, as it is on the command line.
+    # Locked, so that a misspelt key is an error in a config file as on the command line.
     return config.lock()
 
 
 def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """{"data.name": ...} of a nested mapping, in its order."""
+    """Flattens a nested mapping to {"data.name": ...}, in the same order."""
     flat = {}
     for key in config:
         value = config[key]
@@ -45,11 +45,11 @@ def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[st
 
 
 def shown(value: Any) -> str:
-    """A value as an error shows it: `repr`, cut short."""
+    """A value as an error shows it: its `repr`, shortened."""
     try:
         text = repr(value)
     except ValueError:
-        # Python refuses to write out an int of more than 4300 digits.
+        # Python refuses to print an int of more than 4300 digits.
         return "(thousands of digits)"
     return text if len(text) <= 100 else f"{text[:100]}..."
 
@@ -58,7 +58,7 @@ def check_config(config: ConfigDict) -> None:
     """Checks every value before any work starts.
 
     Raises:
-      InputError: names the key, its value and what is allowed.
+      InputError: a key or value is wrong; the message names the key, its value and what is allowed.
     """
     flat = flatten(config)
     for key in flat.keys() ^ SETTINGS.keys():
@@ -83,7 +83,7 @@ def _require(flat: Mapping[str, Any], key: str, holds: bool, allowed: str) -> No
 
 def _require_type(flat: Mapping[str, Any], key: str, kind: type) -> None:
     value = flat[key]
-    # A dict that replaces a group of keys brings types of its own.
+    # ConfigDict checks types, but not those of a dict that replaces a group of keys.
     fits = is_number(value) if kind is float else isinstance(value, kind)
     _require(flat, key, fits and (kind is bool) == isinstance(value, bool), TYPE_NAMES[kind])
     if kind is float:

@@ -7,14 +7,14 @@ from ml_collections import ConfigDict
 
 
 class Decisions:
-    """Depends on the evaluations alone, so that a run that goes on decides as an unbroken one.
+    """Depends only on the evaluations, so that a resumed run decides like an uninterrupted one.
 
     Attributes:
       stopped_by: "num_steps", "train_loss" or "terminal_phase" once the run is done, else None.
     """
 
     def __init__(self, config: ConfigDict, num_examples: int):
-        """`num_examples`: of the training split."""
+        """`num_examples` is the size of the training split."""
         self._config = config
         self._num_examples = num_examples
         self._full_accuracy_since: int | None = None
@@ -22,7 +22,7 @@ class Decisions:
         self.stopped_by: str | None = None
 
     def note(self, record: dict[str, Any]) -> bool:
-        """Takes an evaluation, in the order of steps.
+        """Takes the next evaluation, in the order of steps.
 
         Returns:
           True if this is the best evaluation so far, step 0 excluded.
@@ -33,7 +33,7 @@ class Decisions:
         elif self._full_accuracy_since is None:
             self._full_accuracy_since = step
         enough = self._config.stop_at_train_loss
-        # First, so that a run that gets there at its last step is known to have got there.
+        # Tested first, so that reaching this loss at the very last step is reported as such.
         if enough is not None and step and record["train/loss"] <= enough:
             self.stopped_by = "train_loss"
         elif step == self._config.num_steps:

@@ -1,6 +1,6 @@
-"""A run's directory opened for measuring: its network, data and checkpoints, none of them changed.
+"""A run's directory opened for measuring: its network, data and checkpoints, all left unchanged.
 
-"Finished" is any run that left a checkpoint, an interrupted one too.
+"Finished" includes any run that left a checkpoint, even an interrupted one.
 """
 
 import dataclasses
@@ -34,11 +34,11 @@ class FinishedRun:
 
     Attributes:
       workdir: its directory.
-      config: as it ran; data.data_dir may be another.
-      model: gives (logits, embedding).
-      dataset: on the host.
-      normalization: of the pixels, as the network was trained with it.
-      steps: that have a checkpoint, ascending.
+      config: the config of the run; data.data_dir may have been changed.
+      model: the network, which returns (logits, embedding).
+      dataset: its data, on the host.
+      normalization: the normalization of the pixels that the network was trained with.
+      steps: the steps that have a checkpoint, ascending.
       held_classes: images of classes it was not trained on, by "val" and "target"; may be empty.
     """
 
@@ -54,7 +54,7 @@ class FinishedRun:
         """The steps that "latest", "all" or a number mean.
 
         Raises:
-          InputError: another word, or a step without a checkpoint.
+          InputError: `step` is another word, or a step without a checkpoint.
         """
         if step == "all":
             return self.steps
@@ -71,7 +71,7 @@ class FinishedRun:
         """Parameters and running statistics of a checkpoint.
 
         Raises:
-          InputError: there is none of this step, or it cannot be read.
+          InputError: this step has no checkpoint, or it cannot be read.
         """
         self._check_step(step)
         shapes = self._state_shapes()
@@ -92,14 +92,14 @@ class FinishedRun:
     def gc_inputs(self, num_examples: int) -> jax.Array:
         """(B, H, W, c) random training images for GC, in model-input units; all if there are fewer.
 
-        The same images at every checkpoint, those of the training's own evaluations first.
+        They are the same at every checkpoint, and include those that training itself evaluates.
         """
         train = self.dataset.train
         subset = gc_subset(self.config.seed, len(train.labels), num_examples)
         return normalize(images_of(train, subset), self.normalization)
 
     def check_checkpoint(self, step: int) -> None:
-        """Raises InputError where `variables` would for lack of the step or for another shape."""
+        """Raises InputError if the step has no checkpoint or its arrays have other shapes."""
         self._check_step(step)
         with open_read_only(self.workdir / "checkpoints") as manager:
             self._check_shapes(step, manager, self._state_shapes())
@@ -133,21 +133,22 @@ def open_run(
     """Opens the directory of a run that left a checkpoint; writes nothing.
 
     Args:
-      workdir: of the run.
-      data_dir: where its data are now; default where they were.
-      datasets: of runs opened before, so that runs on the same data share them; gains this one.
+      workdir: the run's directory.
+      data_dir: where its data are now; None if they were not moved.
+      datasets: the data of runs opened before, for runs on the same data to share; this call adds
+        its own.
 
     Raises:
-      InputError: no such folder, no run or no checkpoint in it, files that cannot be read, or data
-        that are not those of the run.
+      InputError: the folder does not exist or has no run or no checkpoint, files cannot be read, or
+        the data are not those of the run.
     """
     if not workdir.is_dir():
-        raise InputError(f"workdir {workdir} is no folder; name the folder of a trained run")
+        raise InputError(f"workdir {workdir} is not a folder; name the folder of a trained run")
     if not (workdir / "config.json").exists():
-        raise InputError(f"workdir {workdir} holds no run (no config.json)")
+        raise InputError(f"workdir {workdir} does not contain a run (no config.json)")
     steps = _checkpoint_steps(workdir)
     if not steps:
-        raise InputError(f"workdir {workdir} has no checkpoint yet; let experiments.train go on")
+        raise InputError(f"workdir {workdir} has no checkpoint yet; continue its training")
     config = read_config(workdir / "config.json")
     with config.unlocked():
         if data_dir is not None:
@@ -182,10 +183,10 @@ def _checkpoint_steps(workdir: Path) -> tuple[int, ...]:
 def read_config(path: Path) -> ConfigDict:
     """The config in a config.json.
 
-    Keys that came after it have their defaults, which do what was done before.
+    Keys that were introduced later get their defaults, which keep the behaviour of that time.
 
     Raises:
-      InputError: it cannot be read, or has what this version does not know or allow.
+      InputError: it cannot be read, or has a key or value that this version does not allow.
     """
     stored, config = read_json_object(path), default_config()
     for key in sorted(flatten(stored).keys() - flatten(config).keys()):

@@ -1,4 +1,4 @@
-"""Whether this process is one of several that make one run, and how they find each other."""
+"""Whether this process is one of several that share a run, and how they find each other."""
 
 import os
 from collections.abc import Mapping
@@ -19,15 +19,15 @@ def join_processes(
     """Joins the processes of a run by `jax.distributed`, before anything else uses JAX.
 
     Args:
-      distributed: "auto": where the address and numbers are given, or a scheduler started several
-        processes; "yes": JAX finds out how (Slurm, TPU virtual machines, Kubernetes, MPI); "no": a
-        process of its own.
+      distributed: "auto" joins if the address and numbers are given, or if a scheduler started
+        several processes; "yes" lets JAX find out how to join (Slurm, TPU virtual machines,
+        Kubernetes, MPI); "no" keeps this process alone.
       coordinator_address: host:port of process 0.
-      num_processes: of the run.
-      process_id: of this one, from 0.
+      num_processes: number of processes of the run.
+      process_id: index of this process, from 0.
 
     Raises:
-      InputError: some of the three and not all, numbers that do not fit, or no connection.
+      InputError: only some of the last three are given, they do not fit, or joining fails.
     """
     given = {
         "--coordinator_address": coordinator_address,
@@ -43,7 +43,7 @@ def join_processes(
         return _initialize()
     if missing:
         raise InputError(
-            f"{' and '.join(missing)} missing: several processes need all of {', '.join(given)}"
+            f"{' and '.join(missing)} missing; several processes need all of {', '.join(given)}"
         )
     if distributed == "no":
         raise InputError("--distributed=no and --coordinator_address exclude each other")
@@ -66,14 +66,14 @@ def join_processes(
 def several_processes(environment: Mapping[str, str]) -> bool:
     """Whether a scheduler started this process as one of several.
 
-    Slurm says so of a step that srun started. A shell inside a job, or a script that ssh handed
-    some of Slurm's variables, is a process of its own.
+    Slurm's variables say so in a step that srun started. A shell inside a job, or a script that
+    received some of these variables by ssh, is a single process.
     """
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "")
     if tasks.isdecimal() and int(tasks) > 1 and all(environment.get(name) for name in slurm):
         return True
-    # A TPU slice of several hosts, as Google's Kubernetes engine announces it.
+    # Google's Kubernetes engine sets this for a TPU slice of several hosts.
     return "," in environment.get("TPU_WORKER_HOSTNAMES", "")
 
 

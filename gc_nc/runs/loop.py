@@ -1,4 +1,4 @@
-"""A run from its configuration to its results, which goes on where it was stopped."""
+"""A run from its configuration to its results; it resumes where it was stopped."""
 
 import contextlib
 import errno
@@ -45,27 +45,27 @@ def train(
 ) -> dict[str, Any]:
     """Runs a configuration in its directory, from the start or from where it was stopped.
 
-    A finished run is left as it is. Where processes were joined by `jax.distributed` all of them
-    call this, with the devices of all.
+    A finished run is left as it is. If processes were joined by `jax.distributed`, all of them call
+    this, with the devices of all processes.
 
     Args:
-      config: of the run.
-      workdir: its directory; all processes see the same.
-      find_devices: gives the devices that divide each batch, once what can be checked without
-        them is; default the first one of this process. A run may resume on another number of
-        devices than it began on.
-      data: that other runs of this process have loaded; it keeps those of this run.
-      draw: whether to draw the run's picture; `draw_finished_run` draws it later.
+      config: the configuration of the run.
+      workdir: the run's directory, the same for all processes.
+      find_devices: returns the devices that divide each batch; called after everything that can be
+        checked without devices. By default the first device of this process. A run may resume on a
+        different number of devices.
+      data: the data that other runs of this process have loaded, to which this run adds its own.
+      draw: whether to draw the run's picture; `draw_finished_run` can draw it later.
 
     Returns:
-      results.json: step, stopped_by and the metrics of the last evaluation.
+      The content of results.json: step, stopped_by and the metrics of the last evaluation.
 
     Raises:
       InputError: bad configuration, data, devices or directory, before anything is written.
-      RunInUseError: another process is at this run.
-      Interrupted: by one of `STOP_SIGNALS`; the state is saved.
+      RunInUseError: another process is using this run.
+      Interrupted: one of `STOP_SIGNALS` stopped it; the state is saved.
       DivergedError: the loss became infinite or NaN.
-      StorageError: something could not be written, as on a full disk, or read.
+      StorageError: something could not be written, for example to a full disk, or read.
     """
     check_config(config)
     run_directory.check_run_directory(workdir, config)
@@ -75,20 +75,20 @@ def train(
     placement.check_batch_size(config.batch_size)
     setup = RunSetup(config, workdir, data or LoadedData(), placement)
     with run_directory.hold_run(workdir):
-        # Another process may have begun or ended the run meanwhile.
+        # Another process may have started or finished the run in the meantime.
         run_directory.check_run_directory(workdir, config)
         if (results := run_directory.read_results(workdir)) is not None:
             return results
         try:
             if is_main_process():
                 run_directory.create_run_directory(workdir, config, setup.data_facts())
-            wait_for_all("the run's directory is there")
+            wait_for_all("the run's directory exists")
             with contextlib.ExitStack() as stack:
                 results = _Run(setup, workdir, stack).until_done()
             if is_main_process():
                 if draw:
                     draw_finished_run(workdir)
-                # Last: it is what marks the run as finished.
+                # Written last, because this file marks the run as finished.
                 text = to_json(results)
                 write_atomically(workdir / "results.json", text)
             wait_for_all("the run is finished")
@@ -104,16 +104,16 @@ def train(
 
 _STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
 
-# How often the processes of a run ask each other whether one was told to stop, in steps: each time
-# they wait for one another.
+# Every this many steps, the processes of a run ask each other whether one was told to stop. Each
+# time they have to wait for one another.
 _AGREE_EVERY = 10
 
 
 class _Run:
-    """A run under way: its programs, its files and what they decided so far."""
+    """A run in progress: its programs, its files and the decisions so far."""
 
     def __init__(self, setup: RunSetup, workdir: Path, stack: contextlib.ExitStack):
-        """Opens the files of the run, which `stack` closes, and finds where to resume."""
+        """Opens the files of the run, which `stack` closes, and finds the step to resume from."""
         config, placement = setup.config, setup.placement
         self._setup = setup
         self._config = config
@@ -124,7 +124,7 @@ class _Run:
         keys = self._programs.keys(np.uint32(config.seed))
         self._augment_key, self._probe_key, self._penalty_key, self._monitor_key = keys
         split = setup.splits["train"]
-        # By the same seed a part of the evaluation's examples, and as random.
+        # With the same seed, these are a random part of the evaluation's examples.
         num_watched = min(config.monitor.examples, config.evaluation.gc_examples)
         watched = gc_subset(config.seed, len(split.labels), num_watched)
         self._watched_images = placement.replicate(split.images[watched])
@@ -143,7 +143,7 @@ class _Run:
         stack.callback(self._log.close)
         self._received = stack.enter_context(noting_signals(self._progress.say))
         self._batches = stack.enter_context(self._stream_from(self._step))
-        # The order of the current epoch, on the host and where the arrays are.
+        # The order of the current epoch, on the host and on the devices.
         self._order: tuple[Any, Any] = (None, None)
         self._decisions = Decisions(config, len(setup.dataset.train.labels))
         for record in _evaluations(self._log.records):
@@ -165,7 +165,7 @@ class _Run:
         evaluated = bool(evaluations) and evaluations[-1]["step"] == self._step
         if self._evaluation_is_due(self._step) and not evaluated:
             self._evaluate()
-        # Compiled before the steps whose speed is logged.
+        # Compiles these before the steps whose speed is logged.
         _all_finite(_trained(self._state))
         if 0 < self._config.monitor.every_steps < self._config.num_steps:
             self._watch()
@@ -173,7 +173,7 @@ class _Run:
         return self._finish()
 
     def _stream_from(self, step: int) -> contextlib.AbstractContextManager:
-        """A context of the batches from a step on; of None for a set that is on the device."""
+        """A context with the batches from a step on, or with None if the data are on the device."""
         if not self._setup.streamed:
             return contextlib.nullcontext()
         size, steps = self._config.batch_size, self._config.num_steps
@@ -183,8 +183,8 @@ class _Run:
 
     def _take_steps(self) -> None:
         config = self._config
-        # The record of a step whose metrics are still on the device: fetching them right away would
-        # keep the device waiting for the host.
+        # The record of a step whose metrics are still on the device. Fetching them at once would
+        # make the device wait for the host.
         pending = None
         started, counted_from = time.perf_counter(), self._step
         while not self._decisions.stopped_by:
@@ -197,7 +197,7 @@ class _Run:
                 self._log_record(*pending)
                 pending = None
             record = {}
-            # An evaluation measures the same on more examples.
+            # An evaluation measures the same quantities on more examples.
             if _due(config.monitor.every_steps, step) and not self._evaluation_is_due(step):
                 record |= self._watch()
             if _due(config.log_every_steps, step):
@@ -215,19 +215,19 @@ class _Run:
                 self._log_record(*pending)
                 pending = None
             self._check_finite(step, batch["total_loss"])
-            # The state after the step may be broken although the loss before it was finite.
+            # The state after the step may not be finite although the loss before it was.
             self._check_state()
             if evaluate:
                 with self._saving_if_unreadable():
                     save |= self._evaluate()
-                # Asked again: a signal may have come during the evaluation.
+                # Checked again, because a signal may have arrived during the evaluation.
                 signalled = signalled or self._signal(ask_now=True)
             if save or signalled or self._decisions.stopped_by:
                 self._log.sync()
                 self._checkpoints.save(self._state)
             if signalled and not self._decisions.stopped_by:
                 raise Interrupted(signalled, step)
-            # Steps per second are of training alone.
+            # Steps per second count training only.
             started, counted_from = time.perf_counter(), step
 
     def _train_step(self) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -246,12 +246,12 @@ class _Run:
 
     @contextlib.contextmanager
     def _saving_if_unreadable(self, pending: tuple | None = None):
-        """Saves the state where an image that is streamed cannot be read."""
+        """Saves the state if a streamed image cannot be read."""
         try:
             yield
         except InputError as error:
             if jax.process_count() > 1:
-                # The others do not know of it, and saving takes all.
+                # The other processes do not know of it, and saving needs all of them.
                 raise StorageError(str(error)) from error
             if pending is not None:
                 self._log_record(*pending)
@@ -263,7 +263,7 @@ class _Run:
             ) from error
 
     def _signal(self, *, ask_now: bool = False) -> int:
-        """The signal that one of the run's processes got, or 0; all hear of it at the same step."""
+        """The signal that a process of the run received, or 0; all learn of it at the same step."""
         if jax.process_count() > 1 and not (ask_now or self._step % _AGREE_EVERY == 0):
             return 0
         return largest_of_all(self._received[0] if self._received else 0)
@@ -278,7 +278,7 @@ class _Run:
         )
 
     def _evaluate(self) -> bool:
-        """Evaluates; whether that was the best so far."""
+        """Evaluates, and returns whether this was the best evaluation so far."""
         config, step = self._config.evaluation, self._step
         values = {}
         for i, (split, arrays) in enumerate(self._splits.items()):

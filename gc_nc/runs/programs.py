@@ -19,18 +19,18 @@ from gc_nc.training.step import OptimizerSpec, train_step, train_step_at
 
 
 class ProgramSpec(NamedTuple):
-    """All that decides what is compiled; hashable.
+    """Everything that determines what is compiled; hashable.
 
     Attributes:
-      model: that is trained, in its own dtype.
-      optimizer: without its hyperparameters.
-      normalization: of the pixels.
-      augmentation: of the pixels.
-      penalty: on GC, or None.
-      precision: of the training's matmuls and convolutions.
+      model: the network to train, in its own dtype.
+      optimizer: the optimizer without its hyperparameters.
+      normalization: the normalization of the pixels.
+      augmentation: the augmentation of the pixels.
+      penalty: the GC penalty, or None.
+      precision: the precision of matmuls and convolutions in training.
       placement: the devices of the run.
-      batch_size: of batches that the program takes from a resident split; None if streamed.
-      monitor_probes: Jacobian products an image of the monitor.
+      batch_size: size of batches that the program takes from a resident split; None if streamed.
+      monitor_probes: number of Jacobian products for each image of the monitor.
     """
 
     model: nn.Module
@@ -45,12 +45,12 @@ class ProgramSpec(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """What is compiled of a run; JAX compiles each at its first call.
+    """The compiled programs of a run; JAX compiles each one at its first call.
 
     Attributes:
       keys: seed -> keys of augmentation, evaluation, penalty and monitor.
-      plain_step: (state, hyperparameters, *batch, key) -> state, metrics; the batch is what
-        `train_step` takes, or what `train_step_at` takes of a resident split.
+      plain_step: (state, hyperparameters, *batch, key) -> state, metrics; the batch is that of
+        `train_step`, or for a resident split the arguments of `train_step_at`.
       penalised_step: the same with the run's GC penalty, whose key and weight follow.
       monitor: `monitor_complexity`.
     """
@@ -65,15 +65,15 @@ class Programs(NamedTuple):
 def compile_programs(spec: ProgramSpec) -> Programs:
     """The programs of a run; the same ones for an equal `spec`."""
     compiled = partial(jit_for_device, **spec.placement.jit_options)
-    # Never both in one program: XLA's CPU backend runs convolutions inside a conditional many times
-    # slower, so the host chooses by the step number.
+    # The host chooses by the step number. Both steps in one program would need a conditional, in
+    # which XLA's CPU backend runs convolutions many times slower.
     plain, penalised = (
         compiled(partial(_step, spec._replace(penalty=penalty)), donate_argnames="state")
         for penalty in (None, spec.penalty)
     )
     monitor = partial(
         monitor_complexity,
-        # What is measured is float32 whatever the network trains in.
+        # Measurements are in float32, whatever dtype the network trains in.
         model=spec.model.clone(dtype=jnp.dtype(jnp.float32)),
         normalization=spec.normalization,
         num_probes=spec.monitor_probes,

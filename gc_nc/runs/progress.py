@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar on a terminal, plain lines in a pipe, a table at the end."""
+"""What a run shows: a progress bar on a terminal or lines in a pipe, and a table at the end."""
 
 import sys
 
@@ -20,10 +20,10 @@ class Progress:
     """Counts steps and reports evaluations."""
 
     def __init__(self, step: int, num_steps: int):
-        """Starts at a step that is already done. Only the main process shows anything."""
+        """Starts after `step` steps. Only the main process shows anything."""
         self._num_steps = num_steps
         self._shows = is_main_process()
-        # tqdm shows steps/s and the time left; in a pipe its carriage returns would only litter.
+        # tqdm shows steps/s and the time left; in a pipe its carriage returns would be clutter.
         self._bar = (
             tqdm(total=num_steps, initial=step, unit="step", dynamic_ncols=True)
             if self._shows and sys.stderr.isatty()
@@ -31,7 +31,7 @@ class Progress:
         )
 
     def advance(self) -> None:
-        """One step was dispatched."""
+        """Notes that one step was dispatched."""
         if self._bar is not None:
             self._bar.update()
 
@@ -43,7 +43,7 @@ class Progress:
         sys.stdout.flush()
 
     def evaluation(self, step: int, values: dict[str, float]) -> None:
-        """Prints one line of an evaluation."""
+        """Prints an evaluation as one line."""
         width = len(str(self._num_steps))
         self.say(
             f"step {step:>{width}}/{self._num_steps}"
@@ -55,13 +55,13 @@ class Progress:
         )
 
     def close(self) -> None:
-        """Leaves the bar on the screen."""
+        """Ends the bar, which stays on the screen."""
         if self._bar is not None:
             self._bar.close()
 
 
 def results_table(results: dict) -> str:
-    """The last evaluation of a finished run, a metric a line."""
+    """The last evaluation of a finished run, one metric on each line."""
     reason = {
         "num_steps": "all steps done",
         "train_loss": "training loss was as low as asked",

@@ -26,20 +26,20 @@ from gc_nc.training.evaluation import on_device
 
 
 class LoadedData:
-    """The data of the runs of one process: loaded, placed and summed up once while they are equal.
+    """The data of the runs of one process, which equal runs load, place and normalise only once.
 
-    One set at a time, so that sets do not add up in memory.
+    It keeps one dataset at a time, so that datasets do not accumulate in memory.
     """
 
     def __init__(self):
-        """Nothing is loaded yet."""
+        """Starts with nothing loaded."""
         self._key: Any = None
         self._data: TransferDataset | None = None
         self._placed: dict[Any, ImageSplit] = {}
         self._normalization: Normalization | None = None
 
     def load(self, config: ConfigDict, workdir: Path) -> TransferDataset:
-        """As `load_run_data`, whose errors it raises."""
+        """Does the same as `load_run_data`, unless the same data are loaded already."""
         streamed = (workdir / "metadata.json").exists() and _was_streamed(workdir)
         key = json.dumps(config.data.to_dict(), sort_keys=True), streamed
         if key != self._key:
@@ -48,14 +48,14 @@ class LoadedData:
         return self._data
 
     def place(self, name: str, split: ImageSplit, placement: Placement) -> ImageSplit:
-        """A split of the loaded set, by its name, where the devices of a run have it."""
+        """A split of the loaded dataset, by its name, on the devices of a run."""
         key = name, placement
         if key not in self._placed:
             self._placed[key] = on_device(split, placement)
         return self._placed[key]
 
     def normalization(self, images: np.ndarray | StreamedImages) -> Normalization:
-        """`channel_normalization` of the training images of the loaded set."""
+        """`channel_normalization` of the training images of the loaded dataset."""
         if self._normalization is None:
             self._normalization = channel_normalization(images)
         return self._normalization
@@ -66,14 +66,15 @@ def _was_streamed(workdir: Path) -> bool:
 
 
 def load_run_data(config: ConfigDict, workdir: Path | None = None) -> TransferDataset:
-    """Loads config.data, divides it by class and takes the images of each that are asked for.
+    """Loads config.data, divides it by class and limits the images of each class as configured.
 
-    `source` is what the network is trained on. Where only some images of a set are used, only those
-    are read.
+    `source` is what the network is trained on. If only some images of a dataset are used, only
+    those are read.
 
     Args:
-      config: checked.
-      workdir: of a run that may have begun; one that streamed its images goes on so.
+      config: a checked config.
+      workdir: the directory of a run that may have started; if it streamed its images, it still
+        does.
 
     Raises:
       InputError: as `load_dataset`, `divide_by_class` and `limit_images_per_class`.
@@ -83,7 +84,7 @@ def load_run_data(config: ConfigDict, workdir: Path | None = None) -> TransferDa
     if streaming is None and workdir is not None and (workdir / "metadata.json").exists():
         streaming = _was_streamed(workdir) or None
     if limit is None and jax.process_count() > 1:
-        # All or none of the processes stream: they run one program.
+        # Either all processes stream or none does, because they run one program.
         limit = -largest_of_all(-int(memory_limit() // 2**20)) / 2**10
     split = ClassSplit(
         classes.split,
@@ -100,7 +101,7 @@ def load_run_data(config: ConfigDict, workdir: Path | None = None) -> TransferDa
         "test": data.test_images_per_class,
         "held": data.held_images_per_class,
     }
-    # Of a set that is used in part, only that part is read.
+    # If only a part of the dataset is used, only that part is read.
     in_part = any(limit is not None for limit in limits.values())
     read_part = in_part and streaming is None and data.source in STREAMED_SOURCES
     dataset = load_dataset(
@@ -121,7 +122,7 @@ def load_run_data(config: ConfigDict, workdir: Path | None = None) -> TransferDa
 
 
 def _in_memory(divided: TransferDataset, limit_gib: float | None) -> TransferDataset:
-    """Reads the streamed images, unless all of them take more than is allowed."""
+    """Reads the streamed images into memory, unless together they exceed the limit."""
     source = divided.source
     held = {part: getattr(divided, part) for part in HELD_PARTS if getattr(divided, part)}
     parts = {"train": source.train, "test": source.test, **held}

@@ -25,26 +25,26 @@ _PACKAGES = ("gc_nc", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "num
 _MISSING = "(no such key)"
 
 
-#: Of a run's directory: locked by the process that is at the run.
+#: The file in a run's directory that the process using the run locks.
 LOCK = ".lock"
-#: Exit code of `experiments.train` where another process is at the run.
+#: Exit code of `experiments.train` if another process is using the run.
 EXIT_IN_USE = 3
 
 
 class RunInUseError(RuntimeError):
-    """Another process is at this run."""
+    """Another process is using this run."""
 
 
 @contextlib.contextmanager
 def hold_run(workdir: Path):
-    """Keeps other processes from this run as long as the context, or this process, lasts.
+    """Keeps other processes away from this run as long as the context, or this process, lasts.
 
-    Makes the directory if it is missing. The lock is the kernel's: nothing is left to be cleared
-    after a crash.
+    Makes the directory if it is missing. The kernel keeps the lock, so a crash leaves nothing to
+    clean up.
 
     Raises:
       InputError: the directory cannot be made.
-      RunInUseError: another process holds it.
+      RunInUseError: another process is using the run.
     """
     if not is_main_process():
         yield
@@ -52,12 +52,11 @@ def hold_run(workdir: Path):
     with contextlib.ExitStack() as stack:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            # Who only looks whether the run is in use holds the lock for a moment.
+            # A process that only checks whether the run is in use holds the lock for a moment.
             stack.enter_context(locked(workdir / LOCK, timeout=0.5))
         except filelock.Timeout:
             raise RunInUseError(
-                f"workdir {workdir} is in use: another process is at this run; wait for it or stop"
-                " it first"
+                f"workdir {workdir} is in use by another process; wait for it or stop it first"
             ) from None
         except OSError as error:
             raise InputError(f"workdir {workdir} cannot be written: {error}") from error
@@ -65,11 +64,11 @@ def hold_run(workdir: Path):
 
 
 def check_run_directory(workdir: Path, config: ConfigDict) -> None:
-    """Checks that a run of this configuration may begin, go on or be shown there. Writes nothing.
+    """Checks that a run of this configuration may start, resume or be shown there; writes nothing.
 
     Raises:
-      InputError: it cannot be written, holds something else, or holds a run of another
-        configuration (with the keys that differ).
+      InputError: the directory cannot be written to, contains something else, or contains a run of
+        another configuration (the message has the keys that differ).
     """
     if special := set("*?[]") & set(str(workdir.absolute())):
         raise InputError(
@@ -84,11 +83,11 @@ def check_run_directory(workdir: Path, config: ConfigDict) -> None:
         elif (
             workdir.is_dir()
             and any(not _is_ours(path) for path in workdir.iterdir())
-            # Another process may have written it just now.
+            # Another process may have written it a moment ago.
             and not config_path.exists()
         ):
             raise InputError(
-                f"workdir {workdir} is not empty and holds no run (no config.json);"
+                f"workdir {workdir} is not empty and does not contain a run (no config.json);"
                 " choose a new or empty folder"
             )
         if read_results(workdir) is not None:
@@ -103,7 +102,7 @@ def check_run_directory(workdir: Path, config: ConfigDict) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a start that was cut off before config.json was complete left this behind."""
+    """Whether this was left by a start that was cut off before config.json was complete."""
     return path.name.startswith((".config.json.", ".metadata.json.")) or path.name in (
         "metadata.json",
         LOCK,
@@ -111,35 +110,35 @@ def _is_ours(path: Path) -> bool:
 
 
 def has_begun(workdir: Path) -> bool:
-    """Whether a run has noted what its data were; metadata.json alone is of a start cut off."""
+    """Whether a run has recorded its data; metadata.json alone is from a start cut off early."""
     return all((workdir / name).exists() for name in ("config.json", "metadata.json"))
 
 
 def read_stored_config(path: Path, *, hint: str = "") -> dict[str, Any]:
-    """A run's config.json, flat; keys that came after it have their defaults.
+    """A run's config.json, flattened.
 
-    Those do what was done before.
+    Keys that were introduced later get their defaults, which keep the behaviour of that time.
 
     Args:
-      path: of config.json.
+      path: the config.json.
       hint: as in `read_json_object`.
 
     Raises:
-      InputError: as there.
+      InputError: as in `read_json_object`.
     """
     return flatten(_resolved(default_config())) | flatten(read_json_object(path, hint=hint))
 
 
 def create_run_directory(workdir: Path, config: ConfigDict, data: dict[str, Any]) -> None:
-    """Writes config.json and metadata.json, unless the run has them: they are of its start.
+    """Writes config.json and metadata.json, unless the run has them from its first start.
 
     Args:
-      workdir: checked by `check_run_directory`.
-      config: of the run.
-      data: what a reader of the numbers must know of the data, for metadata.json.
+      workdir: a directory checked by `check_run_directory`.
+      config: the config of the run.
+      data: what a reader of the numbers must know about the data, for metadata.json.
 
     Raises:
-      InputError: the directory cannot be written.
+      InputError: the directory cannot be written to.
     """
     device = jax.devices()[0]
     metadata = {
@@ -154,7 +153,7 @@ def create_run_directory(workdir: Path, config: ConfigDict, data: dict[str, Any]
     contents = {"config.json": _resolved(config), "metadata.json": metadata}
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        # Alone, metadata.json may be of other data. config.json is written first.
+        # config.json is written first, so metadata.json without it may describe other data.
         keep = (workdir / "config.json").exists()
         for name, value in contents.items():
             if not keep or not (workdir / name).exists():
@@ -164,10 +163,10 @@ def create_run_directory(workdir: Path, config: ConfigDict, data: dict[str, Any]
 
 
 def read_data_facts(path: Path) -> tuple[dict[str, Any], Normalization]:
-    """What metadata.json says of the data that a run was trained on.
+    """What metadata.json says about the data that a run was trained on.
 
     Raises:
-      InputError: it cannot be read, or lacks it.
+      InputError: the file cannot be read or says nothing about the data.
     """
     metadata = read_json_object(path)
     try:
@@ -175,20 +174,20 @@ def read_data_facts(path: Path) -> tuple[dict[str, Any], Normalization]:
         fields = facts["normalization"]
         normalization = Normalization(tuple(fields["mean"]), tuple(fields["std"]))
         kept = ("num_train", "num_test", "num_classes", "image_shape", "class_names")
-        # Earlier runs did not note these.
+        # Runs of earlier versions did not record these.
         later = {name: facts.get(name) for name in ("held_class_names", "fingerprint")}
         return {name: facts[name] for name in kept} | later, normalization
     except (KeyError, TypeError) as error:
-        raise InputError(f"{path} lacks what was noted of the data ({error!r})") from error
+        raise InputError(f"{path} lacks the record of the data ({error!r})") from error
 
 
 def _resolved(config: ConfigDict) -> dict[str, Any]:
-    """As JSON gives it back: with lists for tuples."""
+    """The config as JSON returns it, with lists for tuples."""
     return json.loads(json.dumps(config.to_dict()))
 
 
 def check_same_config(where: str, stored: dict[str, Any], config: ConfigDict) -> None:
-    """Raises InputError, with the keys that differ, unless a flat stored config is that of here."""
+    """Raises InputError, with the keys that differ, unless a flat stored config equals `config`."""
     config = flatten(_resolved(config))
     differing = [
         f"{key} is {stored.get(key, _MISSING)!r} there and {config.get(key, _MISSING)!r} here"
@@ -197,16 +196,16 @@ def check_same_config(where: str, stored: dict[str, Any], config: ConfigDict) ->
     ]
     if differing:
         raise InputError(
-            f"{where} holds a run of another config: {'; '.join(differing)};"
+            f"{where} contains a run of another config: {'; '.join(differing)};"
             " choose another workdir or the config of that run"
         )
 
 
 def git_revision() -> str | None:
-    """The commit of the code that runs, with "-dirty" where it was changed; None outside git."""
+    """The commit of the running code, with "-dirty" if it was changed; None outside git."""
 
     def git(*arguments):
-        # In a checkout that tracks this very file: an installed copy may lie in another project's.
+        # Raises unless git tracks this very file: an installed copy may be inside another checkout.
         return subprocess.run(
             ["git", *arguments],
             cwd=Path(__file__).parent,
@@ -229,7 +228,7 @@ def read_results(workdir: Path) -> dict[str, Any] | None:
 
 
 def read_records(workdir: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl, up to the first that a crash cut short or garbled."""
+    """The records of metrics.jsonl, up to the first one that a crash truncated or garbled."""
     path = workdir / "metrics.jsonl"
     if not path.exists():
         return []
@@ -246,14 +245,14 @@ def read_records(workdir: Path) -> list[dict[str, Any]]:
 
 
 class _EventFile:
-    """TensorBoard events, written at once.
+    """Writes TensorBoard events at once.
 
-    tensorboardX's SummaryWriter writes them in a thread, which dies on a full disk, and closing it
-    then waits for ever.
+    tensorboardX's SummaryWriter writes them in a thread, which dies on a full disk, and closing the
+    writer then waits forever.
     """
 
     def __init__(self, workdir: Path, *, purge_step: int):
-        # Their import takes as long as the rest of this module.
+        # Importing these takes as long as the rest of this module.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2
         from tensorboardX.summary import scalar
@@ -276,12 +275,12 @@ class _EventFile:
 
 
 class MetricLog:
-    """metrics.jsonl and TensorBoard events, one record a call; the main process writes them."""
+    """metrics.jsonl and TensorBoard events, one record per call; the main process writes them."""
 
     def __init__(self, workdir: Path, resume_step: int | None):
-        """Keeps the records up to the step from which the run goes on (None: from nothing).
+        """Keeps the records up to the step from which the run resumes (None: keeps none).
 
-        Later ones belong to steps that will be taken again.
+        Later records belong to steps that will be repeated.
         """
         path = workdir / "metrics.jsonl"
         #: All records of the run so far.
@@ -290,35 +289,35 @@ class MetricLog:
             for record in read_records(workdir)
             if resume_step is not None and record["step"] <= resume_step
         ]
-        # All have read it before it is written.
+        # All processes have read the file before it is rewritten.
         wait_for_all("metrics.jsonl was read")
         self._file = None
         if not is_main_process():
             return
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in self.records))
         self._file = path.open("a", encoding="utf-8")
-        # TensorBoard hides the events of an earlier start from this step on.
+        # TensorBoard hides events of an earlier start from this step on.
         self._events = _EventFile(workdir, purge_step=0 if resume_step is None else resume_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Appends {"step": step, **values}; it survives the process."""
+        """Appends {"step": step, **values}; the record survives a crash of the process."""
         record = {"step": step, **values}
         self.records.append(record)
         if self._file is None:
             return
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        # TensorBoard cannot draw the others.
+        # TensorBoard cannot draw values that are not finite.
         self._events.write(step, {name: v for name, v in values.items() if math.isfinite(v)})
 
     def sync(self) -> None:
-        """Waits until all records are on the disk, so that no checkpoint is ahead of them."""
+        """Waits until all records are on the disk, so that no checkpoint is newer than they are."""
         if self._file is not None:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Closes both."""
+        """Closes both files."""
         if self._file is not None:
-            # TensorBoard's is first: closing the other writes what a full disk refused before.
+            # TensorBoard's first: closing the other one retries a write that a full disk refused.
             self._events.close()
             self._file.close()

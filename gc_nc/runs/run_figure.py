@@ -18,7 +18,7 @@ _PANELS = (
 
 
 def figure_path(workdir: Path) -> Path:
-    """Where the picture of a run is."""
+    """The path of a run's picture."""
     return workdir / "figures" / "run.png"
 
 
@@ -42,8 +42,8 @@ def draw_run(evaluations: list[dict], path: Path, *, title: str, subtitle: str) 
     """Draws the evaluations of a run.
 
     Args:
-      evaluations: the records of metrics.jsonl that hold an evaluation.
-      path: of the PNG; its folder is made.
+      evaluations: the records of metrics.jsonl that contain an evaluation.
+      path: the PNG to write; its folder is made.
       title: what was trained on what.
       subtitle: how GC was measured.
     """

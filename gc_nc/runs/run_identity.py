@@ -1,4 +1,4 @@
-"""Whether data are those that a run was begun with."""
+"""Checks whether data are those that a run was started with."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from gc_nc.errors import InputError
 
 
 def identifying_facts(data: TransferDataset) -> dict[str, Any]:
-    """Counts, shapes and names of the classes, as metadata.json holds them."""
+    """Counts, shapes and names of the classes, as metadata.json has them."""
     dataset = data.source
     return {
         "num_train": len(dataset.train.labels),
@@ -29,21 +29,21 @@ def identifying_facts(data: TransferDataset) -> dict[str, Any]:
 def check_same_data(
     workdir: Path, stored: dict[str, Any], data: TransferDataset, remedy: str
 ) -> TransferDataset:
-    """Checks data against what a run noted of its own. A run that noted less is said to have.
+    """Checks data against the run's record of its own, and says so if that record is incomplete.
 
     Args:
-      workdir: of the run.
+      workdir: the run's directory.
       stored: the data section of its metadata.json.
-      data: that it is to use now.
-      remedy: for the end of the message.
+      data: the data that it would use now.
+      remedy: the end of the message.
 
     Returns:
-      The data, with their fingerprint if the run noted one.
+      The data, with their fingerprint if the run recorded one.
 
     Raises:
-      InputError: what differs.
+      InputError: the data differ; the message says in what.
     """
-    # Earlier runs did not note all of it.
+    # Runs of earlier versions did not record all of these.
     facts = {
         name: value
         for name, value in identifying_facts(data).items()
@@ -55,7 +55,7 @@ def check_same_data(
         if value != _composed(stored[name])
     ]
     noted = stored.get("fingerprint")
-    # Where the facts differ, labels and pixels differ too and add nothing to the message.
+    # If the facts differ, labels and pixels differ too and add nothing to the message.
     if not differing and noted:
         data = with_fingerprint(data)
         differing = _differing_parts(noted, data.fingerprint or {})
@@ -67,7 +67,7 @@ def check_same_data(
     if not noted and is_main_process():
         compared = "counts, shapes and names of its classes are" if facts else "nothing can be"
         tqdm.write(
-            f"{workdir} noted no fingerprint of its labels and pixels: of its data {compared}"
+            f"{workdir} recorded no fingerprint of its labels and pixels: of its data {compared}"
             " compared",
             file=sys.stderr,
         )
@@ -77,7 +77,7 @@ def check_same_data(
 def _differing_parts(
     noted: dict[str, dict[str, str]], found: dict[str, dict[str, str]]
 ) -> list[str]:
-    """As in "labels of the train images differ", "pixels of the train and test images differ"."""
+    """For example "labels of the train images differ", "pixels of the test images differ"."""
     parts = {
         what: [
             part
@@ -95,7 +95,7 @@ def _differing_parts(
 
 
 def _composed(value: Any) -> Any:
-    """With names as they are compared; runs noted them as they were written."""
+    """The value with names in the form that is compared; runs recorded them as written."""
     if isinstance(value, str):
         return canonical_name(value)
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""A run before its first step: data, network, optimizer and programs from a configuration."""
+"""A run before its first step: its data, network, optimizer and programs."""
 
 from pathlib import Path
 from typing import Any
@@ -32,34 +32,34 @@ from gc_nc.training.step import TrainState, hyperparameters, init_state, optimiz
 
 
 class RunSetup:
-    """What a configuration, its data and its devices fix before the first step.
+    """What a configuration, its data and its devices determine before the first step.
 
     Attributes:
-      config: checked.
-      placement: of its arrays.
-      dataset: on the host.
-      splits: {"train": ..., "test": ...} of it.
+      config: the checked configuration.
+      placement: the placement of its arrays.
+      dataset: its dataset, on the host.
+      splits: {"train": ..., "test": ...}, the splits of the dataset.
       streamed: whether its images are read while they are used.
-      normalization: of the pixels.
-      order: of the training examples.
-      measured_model: what is evaluated; it computes in float32 whatever the network trains in.
+      normalization: the normalization of the pixels.
+      order: the order of the training examples.
+      measured_model: the network for evaluation; it computes in float32 even if training does not.
       penalised: whether the loss has a GC penalty.
       subsets: the examples of each split on which GC is measured.
-      hyperparameters: what a step takes as arguments.
+      hyperparameters: the numbers that a step takes as arguments.
     """
 
     def __init__(self, config: ConfigDict, workdir: Path, data: LoadedData, placement: Placement):
         """Checks what can be checked before anything is written.
 
         Args:
-          config: checked by `check_config`.
-          workdir: of the run, which may have begun.
-          data: loads its data, unless they are loaded.
-          placement: of its arrays.
+          config: a config checked by `check_config`.
+          workdir: the directory of the run, which may have started already.
+          data: loads its data, unless they are loaded already.
+          placement: the placement of its arrays.
 
         Raises:
           InputError: the data cannot be loaded or do not fit the configuration, the network does
-            not fit the memory, or the run was begun with other data.
+            not fit in memory, or the run was started with other data.
         """
         self._data = data
         divided = data.load(config, workdir)
@@ -101,7 +101,7 @@ class RunSetup:
         if not self.config.data.standardize:
             return identity_normalization(images.shape[3])
         if self.streamed and has_begun(workdir):
-            # Spares a run that goes on the reading of all images.
+            # A run that resumes need not read all images again.
             return read_data_facts(workdir / "metadata.json")[1]
         return self._data.normalization(images)
 
@@ -111,10 +111,10 @@ class RunSetup:
         return self._penalty is not None
 
     def data_facts(self) -> dict[str, Any]:
-        """What a reader of the numbers must know of the data, for metadata.json.
+        """What a reader of the numbers must know about the data, for metadata.json.
 
         Raises:
-          InputError: an image that their fingerprint is taken of cannot be read.
+          InputError: an image that the fingerprint needs cannot be read.
         """
         self._divided = with_fingerprint(self._divided)
         census = self.dataset.census
@@ -122,7 +122,7 @@ class RunSetup:
             "name": self.dataset.name,
             **identifying_facts(self._divided),
             "fingerprint": self._divided.fingerprint,
-            # What was read of a folder of images, and what was left out.
+            # Which images of a folder were read, and which were left out.
             "census": census.facts() if census else None,
             "streamed": self.streamed,
             # The units of geometric complexity: inputs are (pixel / 255 - mean) / std.
@@ -131,16 +131,16 @@ class RunSetup:
         }
 
     def placed_splits(self) -> dict[str, ImageSplit]:
-        """The splits where the run's arrays are; sorted, since their order numbers random keys."""
+        """The splits on the run's devices, sorted because their order numbers random keys."""
         return {
             name: self._data.place(name, split, self.placement)
             for name, split in sorted(self.splits.items())
         }
 
     def initial_state(self) -> TrainState:
-        """The state before the first step, where the run's arrays are."""
-        # Put there even on one device: a state that JAX may move and the next one, which it may
-        # not, would be compiled for apart.
+        """The state before the first step, placed on the run's devices."""
+        # Placed even on one device. An uncommitted state, which JAX may move, and the committed
+        # next one would each compile a program.
         return self.placement.replicate(self._new_state())
 
     def _new_state(self) -> TrainState:
@@ -151,7 +151,7 @@ class RunSetup:
     def _check_model_fits(self) -> None:
         state = jax.eval_shape(self._new_state)
         state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-        # A step holds the gradients, and the next state before it drops the last.
+        # A step keeps the gradients, and both the old and the new state, in memory.
         needed, free = 3 * state_bytes, free_device_memory()
         if needed > free:
             raise InputError(
@@ -160,7 +160,7 @@ class RunSetup:
             )
 
     def programs(self) -> Programs:
-        """The programs of the run, which runs that differ in hyperparameters or seed share."""
+        """The programs of the run, shared by runs that differ only in hyperparameters or seed."""
         config = self.config
         return compile_programs(
             ProgramSpec(
@@ -178,8 +178,8 @@ class RunSetup:
 
 
 def _as_begun(data: TransferDataset, workdir: Path) -> TransferDataset:
-    """Checks that the data are those that the run of a directory was begun with, if one was."""
+    """Checks that the data are those of the run in the directory, if one was started."""
     if not has_begun(workdir):
         return data
     stored = read_json_object(workdir / "metadata.json").get("data") or {}
-    return check_same_data(workdir, stored, data, "bring those back, or choose another workdir")
+    return check_same_data(workdir, stored, data, "restore its data, or choose another workdir")

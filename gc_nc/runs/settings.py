@@ -31,16 +31,16 @@ TYPE_NAMES = {
     tuple: "a tuple, as in (0.5, 0.75) or ()",
 }
 
-#: What the device's float32 holds.
+#: A bound below the largest float32, which is the number type on the device.
 MAX_FLOAT = 3e38
 
 
 class Rule(NamedTuple):
-    """What values a setting may have.
+    """The values that a setting may have.
 
     Attributes:
-      allowed: in words, to follow "must be".
-      holds: whether a value of the right type is allowed.
+      allowed: the allowed values in words, to follow "must be".
+      holds: tells whether a value of the right type is allowed.
     """
 
     allowed: str
@@ -51,9 +51,9 @@ class Setting(NamedTuple):
     """A setting of a run.
 
     Attributes:
-      default: its value where nothing is said; of a type, it may be left out (None).
-      meaning: whole sentences.
-      rule: what is allowed beside the type; None for everything.
+      default: its default value, or its type if it may be left out (None).
+      meaning: what it means, in whole sentences.
+      rule: the values of the type that are allowed; None for all.
     """
 
     default: Any
@@ -67,12 +67,12 @@ class Setting(NamedTuple):
 
     @property
     def type(self) -> type:
-        """The type of its value, where it has one."""
+        """The type of its value, unless it is left out."""
         return self.default if isinstance(self.default, type) else type(self.default)
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a whole or real number, and not true or false."""
+    """Whether the value is a whole or real number, and not true or false."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -98,7 +98,7 @@ def _ascending(allowed: str, in_range: Callable[[float | int], bool]) -> Rule:
 _POSITIVE = Rule("above 0", lambda value: value > 0)
 _NAMES = Rule("names of classes", lambda names: all(isinstance(name, str) for name in names))
 
-#: In the order of config.json.
+#: The settings in the order of config.json.
 SETTINGS: Mapping[str, Setting] = {
     "seed": Setting(
         0, "Seeds initialisation, order of images, augmentation and probes.", _in_range(0)
@@ -110,16 +110,16 @@ SETTINGS: Mapping[str, Setting] = {
     ),
     "data.num_classes": Setting(
         int,
-        "The number of classes, where the source does not say. Default: one more than the largest"
+        "The number of classes, if the source does not say. Default: one more than the largest"
         " label.",
         _in_range(2, 10**6),
     ),
     "data.memory_limit_gib": Setting(
-        float, "What the images may take. Default: half of the device's free memory.", _in_range(0)
+        float, "The memory for images. Default: half of the device's free memory.", _in_range(0)
     ),
     "data.streaming": Setting(
         bool,
-        'Whether images of "tfds" and "image_folder" are read while they are used. Default: where'
+        'Whether images of "tfds" and "image_folder" are read while they are used. Default: if'
         " they do not fit.",
     ),
     "data.standardize": Setting(
@@ -138,14 +138,14 @@ SETTINGS: Mapping[str, Setting] = {
         _one_of(CLASS_SPLITS),
     ),
     "data.classes.source": Setting(
-        (), 'Of split "names": the classes that are trained on.', _NAMES
+        (), 'For split "names": the classes that are trained on.', _NAMES
     ),
-    "data.classes.val": Setting((), 'Of split "names": the validation classes.', _NAMES),
+    "data.classes.val": Setting((), 'For split "names": the validation classes.', _NAMES),
     "data.classes.target": Setting(
-        (), 'Of split "names": the target classes; () for all that are in neither other.', _NAMES
+        (), 'For split "names": the target classes; () for all other classes.', _NAMES
     ),
     "data.classes.counts": Setting(
-        (), 'Of split "random": numbers of (source, target) or (source, val, target) classes.'
+        (), 'For split "random": numbers of (source, target) or (source, val, target) classes.'
     ),
     "data.classes.seed": Setting(
         0,
@@ -158,7 +158,7 @@ SETTINGS: Mapping[str, Setting] = {
     ),
     "data.holdout": Setting(
         0.2,
-        "Share of each source class that is the test split, where classes are divided or the source"
+        "Share of each source class that is the test split, if classes are divided or the source"
         " has no test split.",
         Rule("between 0 and 1", lambda value: 0 < value < 1),
     ),
@@ -182,24 +182,26 @@ SETTINGS: Mapping[str, Setting] = {
         Rule("above 0 and at most 100", lambda value: 0 < value <= 100),
     ),
     "model.batch_norm": Setting(
-        bool, "Whether there is BatchNorm. Default: in ResNet, and not in VGG."
+        bool, "Whether the network has BatchNorm. Default: only ResNets have it."
     ),
     "model.dtype": Setting(
         "float32",
-        "Of the computation while training. Parameters, running statistics and everything that is"
-        " measured are float32.",
+        "The dtype of the computation in training. Parameters, running statistics and everything"
+        " that is measured are float32.",
         _one_of(("float32", "bfloat16")),
     ),
     "precision": Setting(
         "default",
-        'Of matmuls and convolutions while training; "default" is TF32 on NVIDIA GPUs and float32'
-        " on a CPU. Metrics are always measured in full float32.",
+        'The precision of matmuls and convolutions in training; "default" is TF32 on NVIDIA GPUs'
+        " and float32 on a CPU. Metrics are always measured in full float32.",
         _one_of(("default", "high", "highest")),
     ),
-    "batch_size": Setting(32, "Images in a step.", _in_range(1)),
-    "num_steps": Setting(2000, "Steps of the run.", _in_range(1)),
-    "optimizer.learning_rate": Setting(0.05, "Of SGD.", _POSITIVE),
-    "optimizer.momentum": Setting(0.0, "Of SGD.", Rule("in [0, 1)", lambda value: 0 <= value < 1)),
+    "batch_size": Setting(32, "The number of images in a step.", _in_range(1)),
+    "num_steps": Setting(2000, "The number of steps of the run.", _in_range(1)),
+    "optimizer.learning_rate": Setting(0.05, "The learning rate of SGD.", _POSITIVE),
+    "optimizer.momentum": Setting(
+        0.0, "The momentum of SGD.", Rule("in [0, 1)", lambda value: 0 <= value < 1)
+    ),
     "optimizer.l2": Setting(
         0.0,
         "The loss gains l2 / 2 times the sum of all squared parameters: coupled decay, whose"
@@ -208,7 +210,7 @@ SETTINGS: Mapping[str, Setting] = {
     ),
     "optimizer.decoupled_decay": Setting(
         0.0,
-        "Each step also takes learning_rate * decoupled_decay times the parameters off them,"
+        "Each step also subtracts learning_rate * decoupled_decay times the parameters from them,"
         " outside of loss, gradient and momentum (SGDW, arXiv 1711.05101).",
         _in_range(0),
     ),
@@ -222,7 +224,7 @@ SETTINGS: Mapping[str, Setting] = {
         "output_probes", "How the penalised GC is computed.", _one_of(PENALTY_METHODS)
     ),
     "gc_penalty.num_probes": Setting(
-        1, 'Jacobian products an example; "exact" takes all.', _in_range(1)
+        1, 'Jacobian products for each example; "exact" takes all.', _in_range(1)
     ),
     "gc_penalty.batch_fraction": Setting(
         1.0,
@@ -231,7 +233,7 @@ SETTINGS: Mapping[str, Setting] = {
     ),
     "gc_penalty.every_steps": Setting(
         1,
-        "Only every so many steps are penalised, with a weight that is as many times larger.",
+        "Only one step in this many is penalised, with a weight that is this many times larger.",
         _in_range(1),
     ),
     "gc_penalty.boundaries": Setting(
@@ -243,16 +245,16 @@ SETTINGS: Mapping[str, Setting] = {
     "gc_penalty.factors": Setting((), "The factors at these fractions, as in (0.0, 1.0)."),
     "schedule.name": Setting(
         "constant",
-        'Of the learning rate: "constant", "step" (times factor at each boundary) or "cosine" (to'
-        " 0).",
+        'The learning-rate schedule: "constant", "step" (times factor at each boundary) or'
+        ' "cosine" (to 0).',
         _one_of(SCHEDULES),
     ),
     "schedule.boundaries": Setting(
         (0.5, 0.75),
-        'Of "step".',
+        'The boundaries of "step".',
         _ascending("between 0 and 1", lambda value: 0 < value < 1),
     ),
-    "schedule.factor": Setting(0.1, 'Of "step".', _in_range(0)),
+    "schedule.factor": Setting(0.1, 'The factor of "step".', _in_range(0)),
     "schedule.warmup_steps": Setting(
         0, "The learning rate first rises linearly from 0 for this number of steps.", _in_range(0)
     ),
@@ -263,15 +265,15 @@ SETTINGS: Mapping[str, Setting] = {
     "evaluation.gc_examples": Setting(
         256, "GC is estimated on this many fixed random images of each split.", _in_range(2)
     ),
-    "evaluation.gc_probes": Setting(4, "Random Jacobian products of each of them.", _in_range(1)),
+    "evaluation.gc_probes": Setting(4, "Random Jacobian products for each of them.", _in_range(1)),
     "monitor.every_steps": Setting(
         100,
-        "Steps between estimates of GC on a few training images, where no evaluation is due; they"
+        "Steps between estimates of GC on a few training images, if no evaluation is due; they"
         " take about 1% of the training time. 0: never.",
         _in_range(0),
     ),
-    "monitor.examples": Setting(32, "These images, of the evaluation's.", _in_range(2)),
-    "monitor.probes": Setting(1, "Random Jacobian products of each of them.", _in_range(1)),
+    "monitor.examples": Setting(32, "The number of these images.", _in_range(2)),
+    "monitor.probes": Setting(1, "Random Jacobian products for each of them.", _in_range(1)),
     "log_every_steps": Setting(
         50, "Steps between records of the current batch's loss. 0: never.", _in_range(0)
     ),
@@ -284,8 +286,8 @@ SETTINGS: Mapping[str, Setting] = {
     "checkpoint.best_metric": Setting(
         "test/accuracy",
         "What makes a checkpoint the best: the highest accuracy, or the lowest value of another"
-        ' metric, at an evaluation; "" keeps no best one. One is also written at each evaluation'
-        " that is better than all before.",
+        ' metric, at an evaluation; "" keeps no best one. A checkpoint is also written at each'
+        " evaluation that is better than all before it.",
         _one_of(("", *BEST_METRICS)),
     ),
     "on_divergence": Setting(
@@ -318,7 +320,7 @@ def _default(setting: Setting) -> str:
 
 
 def settings_table() -> str:
-    """All settings as a Markdown table, which docs/settings.md holds."""
+    """All settings as a Markdown table, for docs/settings.md."""
     lines = ["| key | default | allowed | meaning |", "| --- | --- | --- | --- |"]
     for key, setting in SETTINGS.items():
         cells = f"`{key}`", f"`{_default(setting)}`", _allowed(setting), setting.meaning

@@ -1,4 +1,4 @@
-"""Many runs of one config: which they are, and where they run."""
+"""Many runs of one config: which runs there are, and where they run."""
 
 from gc_nc.sweeps.members import grid, one_at_a_time
 

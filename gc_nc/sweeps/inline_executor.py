@@ -1,4 +1,4 @@
-"""Runs the members of a sweep one after another in this process, which pays for most things once.
+"""Runs the members of a sweep one after another in this process, which shares their costs.
 
 Data are loaded and placed once, programs are compiled once, and pictures are drawn at the end.
 """
@@ -24,10 +24,10 @@ from gc_nc.sweeps.members import Member
 from gc_nc.sweeps.sweep_directory import in_use, is_done, log_path, run_path
 from gc_nc.sweeps.sweep_status import Outcome, State, SweepProgress, start_line
 
-# Between looks at runs that other processes are at.
+# The time between checks of runs that other processes use.
 _LOOK_SECONDS = 1.0
 
-#: Errors of a run that its message explains; any other has its traceback in the log.
+#: Errors that their message explains; the log has the traceback of any other error.
 _EXPLAINED = (InputError, RunInUseError, StorageError, loop.DivergedError)
 
 
@@ -38,16 +38,17 @@ def run_inline(
 ) -> tuple[dict[str, Outcome], int | None]:
     """Runs the members that are not done, one after another in this process.
 
-    Each gives what `loop.train` alone gives. A member that fails does not stop the others. One that
-    another process is at is waited for. After a signal the member saves, and no further one starts.
+    Each member gives the same results as a separate `loop.train`. A member that fails does not stop
+    the others. If another process is running a member, this waits for it. After a signal the member
+    saves its state, and no more members are started.
 
     Args:
-      members: of a sweep that `open_sweep` has written.
-      workdir: of the sweep.
-      find_devices: gives the devices of every run; default the first one of this process.
+      members: members of a sweep that `open_sweep` has written.
+      workdir: the sweep's directory.
+      find_devices: returns the devices of every run; by default the first one of this process.
 
     Returns:
-      How each member ended by its name, and the number of the signal that stopped the sweep.
+      The outcome of each member by name, and the number of the signal that stopped the sweep.
     """
     done = {member.name for member in members if is_done(workdir, member.name)}
     outcomes = {
@@ -89,16 +90,16 @@ def train_member(
     find_devices: Callable[[], Sequence[jax.Device]],
     data: LoadedData,
 ) -> tuple[Outcome, int | None]:
-    """Trains one member, what it prints in its log, and leaves its picture to be drawn.
+    """Trains one member with its output in its log; its picture is not drawn.
 
     Args:
-      member: of the sweep.
-      workdir: of the sweep.
-      find_devices: gives the devices of the run.
-      data: what members share.
+      member: a member of the sweep.
+      workdir: the sweep's directory.
+      find_devices: returns the devices of the run.
+      data: the data that members share.
 
     Returns:
-      How it ended, and the number of the signal that stopped it.
+      The outcome, and the number of the signal that stopped the member.
     """
     with log_path(workdir, member.name).open("a", encoding="utf-8") as log:
         log.write(start_line("in the process of its sweep"))
@@ -113,14 +114,14 @@ def train_member(
                 print(f"error: {error}")
                 return Outcome(State.FAILED, " ".join(str(error).split())), None
             except Exception as error:
-                # A fault of one run must not cost the others.
+                # An error of one run must not stop the others.
                 traceback.print_exc()
                 line = traceback.format_exception_only(error)[-1].strip()
                 return Outcome(State.FAILED, line), None
     return Outcome(State.DONE), None
 
 
-# What a step takes as an argument, or what no training program depends on.
+# Settings that a step takes as arguments, or on which no training program depends.
 _SHARED = (
     *("seed", "optimizer.learning_rate", "num_steps", "log_every_steps", "on_divergence"),
     *("stop_at_train_loss", "stop_after_epochs_at_full_accuracy"),
@@ -130,7 +131,7 @@ _TERMS = ("optimizer.l2", "optimizer.decoupled_decay", "gc_penalty.weight")
 
 
 def count_programs(members: Sequence[Member]) -> int:
-    """How many training programs the members compile between them, at most."""
+    """The largest number of training programs that the members compile together."""
     found = set()
     for member in members:
         flat = flatten(member.config)

@@ -25,8 +25,8 @@ from gc_nc.sweeps.sweep_status import (
 )
 
 _POLL_SECONDS = 0.1
-# Between looks at runs that other processes are at, and between starts of such a run where the lock
-# does not tell.
+# The time between checks of runs that other processes use, and between attempts to start such a run
+# if its lock does not show that it is in use.
 _LOOK_SECONDS = 1.0
 _RETRY_SECONDS = 20.0
 
@@ -36,8 +36,8 @@ class Slot:
     """A place for one member at a time.
 
     Attributes:
-      cores: its process may run on; None for all.
-      gpus: that it sees; None for all.
+      cores: the cores that its process may use; None for all.
+      gpus: the GPUs that it sees; None for all.
     """
 
     cores: frozenset[int] | None = None
@@ -45,17 +45,17 @@ class Slot:
 
 
 def make_slots(max_parallel: int, gpus: int) -> list[Slot]:
-    """Shares the machine among members that run at once.
+    """Divides the machine among members that run at once.
 
-    Each has GPUs of its own, or without any cores of its own: XLA would run each member on all
-    cores, which is slower than one member after the other.
+    Each member gets separate GPUs, or without GPUs separate cores. Otherwise XLA would run every
+    member on all cores, which is slower than running one member after the other.
 
     Args:
-      max_parallel: members at once, at least 1.
-      gpus: of each member.
+      max_parallel: number of members at once, at least 1.
+      gpus: number of GPUs for each member.
 
     Raises:
-      InputError: there are not so many GPUs.
+      InputError: the machine has fewer GPUs.
     """
     if gpus:
         there = _visible_gpus()
@@ -79,7 +79,7 @@ def _visible_gpus() -> tuple[str, ...]:
         return tuple(filter(None, (name.strip() for name in named.split(","))))
     if shutil.which("nvidia-smi") is None:
         return ()
-    # JAX would start on the GPUs and keep their memory.
+    # Not by JAX, which would start on the GPUs and keep their memory.
     done = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("GPU ")]
     return tuple(map(str, range(len(lines))))
@@ -91,20 +91,21 @@ def run_locally(
     command: Callable[[Member], list[str]],
     slots: Sequence[Slot],
 ) -> tuple[dict[str, Outcome], int | None]:
-    """Runs the members that are not done, so many at a time as there are slots.
+    """Runs the members that are not done, one at a time in each slot.
 
-    A member that fails does not stop the others. One that another process is at is waited for. A
-    signal (Ctrl-C, SIGTERM) is handed to the members, which save, and no further one is started.
+    A member that fails does not stop the others. If another process is running a member, this waits
+    for it. A signal (Ctrl-C, SIGTERM) is forwarded to the members, which save their state, and no
+    more members are started.
 
     Args:
-      members: of a sweep that `open_sweep` has written.
-      workdir: of the sweep.
-      command: the command line of a member; it exits with 0 if the run is finished, with
-        `EXIT_IN_USE` if another process is at it, and after a signal with 128 + its number.
-      slots: by `make_slots`.
+      members: members of a sweep that `open_sweep` has written.
+      workdir: the sweep's directory.
+      command: returns the command line of a member, which exits with 0 if the run is finished, with
+        `EXIT_IN_USE` if another process is using it, and after a signal with 128 + its number.
+      slots: slots from `make_slots`.
 
     Returns:
-      How each member ended by its name, and the number of the signal that stopped the sweep.
+      The outcome of each member by name, and the number of the signal that stopped the sweep.
     """
     sweep = _LocalSweep(members, workdir, command, slots)
     try:
@@ -124,10 +125,10 @@ class _LocalSweep:
             for member in members
         }
         self._waiting = collections.deque(m for m in members if m.name not in done)
-        # Members that another process is at, and when one of these was last tried.
+        # Members that another process is running, and when each member was last started here.
         self._elsewhere: list[Member] = []
         self._tried: dict[str, float] = {}
-        # By the index of the slot.
+        # Running members by the index of their slot.
         self._running: dict[int, tuple[Member, subprocess.Popen]] = {}
         self._signalled = False
         self._progress = SweepProgress(len(members), len(done))
@@ -153,9 +154,9 @@ class _LocalSweep:
                 time.sleep(_POLL_SECONDS)
 
     def close(self) -> None:
-        """Has members save that an error here left running.
+        """Makes members save if an error here left them running.
 
-        Those that got a signal are at it, and would stop at once by another.
+        Members that received a signal are saving already; a second one would stop them at once.
         """
         if not self._signalled:
             self._signal_members(signal.SIGTERM)
@@ -191,14 +192,15 @@ class _LocalSweep:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=environment,
-                    # Else the terminal sends Ctrl-C to the members too, and twice means at once.
+                    # Otherwise the terminal also sends Ctrl-C to the members, and a second signal
+                    # stops them at once.
                     start_new_session=True,
                 )
         except OSError as error:
             self._finish(member, Outcome(State.FAILED, f"it could not be started: {error}"))
             return
         if slot.cores is not None:
-            # Long before JAX counts the cores and starts its threads.
+            # This is long before JAX counts the cores and starts its threads.
             os.sched_setaffinity(process.pid, slot.cores)
         self._running[i] = (member, process)
         self._outcomes[member.name] = Outcome(State.RUNNING)
@@ -235,14 +237,14 @@ class _LocalSweep:
         self._outcomes[member.name] = Outcome(State.ELSEWHERE)
 
     def _look_elsewhere(self) -> None:
-        """Takes up the members that other processes have left."""
+        """Queues the members that other processes no longer run."""
         still = []
         for member in self._elsewhere:
             tried = self._tried.get(member.name, -_RETRY_SECONDS)
             left = not in_use(self._workdir, member.name)
             if is_done(self._workdir, member.name) or (
-                # A member that says that it is in use while its lock does not would be started
-                # again and again.
+                # If a member reports that it is in use but its lock is free, wait before trying it
+                # again.
                 left and time.monotonic() - tried > _RETRY_SECONDS
             ):
                 self._waiting.append(member)

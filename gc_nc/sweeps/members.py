@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from gc_nc.errors import InputError, suggestion
 from gc_nc.runs.configuration import check_config, default_config, flatten
 
-# Of a folder's name, which most file systems limit to 255 bytes.
+# The longest name of a folder here; most file systems allow 255 bytes.
 _MAX_NAME = 150
 _HASH_DIGITS = 10
 
@@ -26,9 +26,9 @@ class Member:
     """One run of a sweep.
 
     Attributes:
-      name: of its directory and log, from the overrides.
-      overrides: by dotted key, sorted, each of its key's type.
-      config: with the overrides, locked.
+      name: the name of its directory and log, made from the overrides.
+      overrides: {dotted key: value}, sorted, each value of its key's type.
+      config: the locked config with the overrides.
     """
 
     name: str
@@ -37,13 +37,13 @@ class Member:
 
 
 def grid(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Overrides for each combination of values, the last key's changing fastest.
+    """Overrides for each combination of values; values of the last key change fastest.
 
-    `grid({"optimizer.learning_rate": (0.01, 0.1), "seed": range(3)})` has six; lists of overrides
-    add up with +.
+    `grid({"optimizer.learning_rate": (0.01, 0.1), "seed": range(3)})` has six elements. Lists of
+    overrides can be joined with +.
 
     Raises:
-      InputError: a key's values are no collection.
+      InputError: a key's values are not a collection.
     """
     for key, choices in values.items():
         if isinstance(choices, str) or not isinstance(choices, Iterable):
@@ -56,10 +56,11 @@ def grid(values: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def one_at_a_time(values: Mapping[str, Any], seeds: Iterable[int]) -> list[dict[str, Any]]:
-    """Overrides that change one key at a time, the others as in the config, for each seed.
+    """Overrides that change one key at a time and leave the others as in the config, for each seed.
 
-    The rows of a figure: `one_at_a_time({"batch_size": (8, 32), "optimizer.l2": (0.0, 1e-3)},
-    range(3))`. The config itself, if it is among the values of several keys, is one member a seed.
+    For example, for the rows of a figure: `one_at_a_time({"batch_size": (8, 32), "optimizer.l2":
+    (0.0, 1e-3)}, range(3))`. If several keys have the config's own value, `make_members` makes that
+    a single member for each seed.
 
     Raises:
       InputError: as `grid`.
@@ -73,13 +74,13 @@ def one_at_a_time(values: Mapping[str, Any], seeds: Iterable[int]) -> list[dict[
 
 
 def read_sweep(config_file: str) -> list[Mapping[Any, Any]]:
-    """What get_sweep() of a config file returns.
+    """Returns the result of a config file's get_sweep().
 
     Args:
-      config_file: as --config has it: FILE, or FILE:ARGUMENT if its functions take one.
+      config_file: the value of --config: FILE, or FILE:ARGUMENT if its functions take one.
 
     Raises:
-      InputError: there is no get_sweep, it raises, or it returns no list of overrides.
+      InputError: get_sweep does not exist, raises, or does not return a list of overrides.
     """
     path, *argument = config_file.split(":", 1)
     try:
@@ -109,17 +110,18 @@ def read_sweep(config_file: str) -> list[Mapping[Any, Any]]:
 def make_members(
     base: ConfigDict, sweep: Iterable[Mapping[Any, Any]], fixed: Collection[str] = ()
 ) -> list[Member]:
-    """The runs of a sweep, every config of them checked.
+    """The runs of a sweep, with every config checked.
 
-    Overrides that lead to the same config are one member, named by the fewest of them.
+    Overrides that lead to the same config become one member, named by the fewest overrides.
 
     Args:
-      base: what the overrides change.
-      sweep: overrides by dotted key, for each member.
+      base: the config that the overrides change.
+      sweep: for each member, its overrides by dotted key.
       fixed: dotted keys that the command line has set, which no member may change.
 
     Raises:
-      InputError: names the place in the sweep, the key, its value and what is allowed.
+      InputError: an override is wrong; the message names its place in the sweep, the key, the value
+        and what is allowed.
     """
     members: dict[tuple, Member] = {}
     for i, overrides in enumerate(sweep):
@@ -138,7 +140,7 @@ def make_members(
 
 
 def _make_member(base: ConfigDict, overrides: Mapping[Any, Any], fixed: Collection[str]) -> Member:
-    # From the defaults, whose optional keys know their type.
+    # Start from the defaults, whose optional keys know their type.
     config = default_config()
     config.update_from_flattened_dict(flatten(base))
     keys = list(flatten(config))
@@ -157,7 +159,7 @@ def _make_member(base: ConfigDict, overrides: Mapping[Any, Any], fixed: Collecti
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's scalars as Python's, lists as tuples."""
+    """Converts NumPy's scalars to Python's, and lists to tuples."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, (list, tuple)):
@@ -171,7 +173,7 @@ def _override(config: ConfigDict, key: str, value: Any) -> None:
         config = config[section]
     kind = config.get_type(last)
     optional = flatten(default_config())[key] is None
-    # ml_collections takes None for any value, and True for 1.
+    # ml_collections accepts None for any value, and True for 1.
     fitting = optional if value is None else kind is bool or not isinstance(value, bool)
     try:
         if not fitting:
@@ -186,10 +188,10 @@ def _override(config: ConfigDict, key: str, value: Any) -> None:
 
 
 def _name(overrides: Mapping[str, Any]) -> str:
-    """ "key=value,key=value"; with a hash of the overrides where that is no plain file name."""
+    """ "key=value,key=value"; with a hash of the overrides if that is not a plain file name."""
     parts, exact = [], True
     for key, value in overrides.items():
-        # A string is not quoted, but for the one that reads as another value.
+        # Strings are not quoted, except for "None", which would look like another value.
         text = value if isinstance(value, str) and value != "None" else repr(value)
         safe = re.sub(r"[^A-Za-z0-9._+-]+", "_", text)
         exact &= safe == text

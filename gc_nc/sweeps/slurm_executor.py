@@ -39,29 +39,29 @@ from gc_nc.sweeps.sweep_status import (
     start_line,
 )
 
-# How long before its end a job is told, to save: so much, or a quarter of a short job's time.
+# A job is told to save this long before its end, or a quarter of its time if that is shorter.
 _SIGNAL_SECONDS = 120
-# A job that runs out of time goes on in another, from its checkpoint; without end would be a job
-# that saves nothing in its time.
+# A job that runs out of time resumes from its checkpoint in another job. The limit ends jobs that
+# never save within their time.
 _MAX_TIMEOUTS = 100
-# Between questions to Slurm, which many users ask: a twentieth of the time that they wait.
+# Slurm has many users, so it is asked after a twentieth of the time waited, within these limits.
 _POLL_SECONDS = (1.0, 30.0)
-# A job that is requeued may be in no list for a moment, and files may come late over a network.
+# A requeued job may be missing from squeue for a moment, and network file systems may lag behind.
 _GONE_AFTER = 3
 _UNREACHABLE_SECONDS = 600
 
 
 @dataclasses.dataclass(frozen=True)
 class SlurmOptions:
-    """What each job asks for; None leaves it to the cluster.
+    """The resources that each job requests; None leaves the choice to the cluster.
 
     Attributes:
-      partition: to submit to.
-      minutes: of time; a run that needs more goes on in another job.
-      gpus: of each run.
-      cpus: of each run.
-      account: to charge.
-      sbatch: other options of sbatch, without their dashes; True for one without a value.
+      partition: the partition to submit to.
+      minutes: the time limit of a job; a run that needs more resumes in another job.
+      gpus: number of GPUs for each run.
+      cpus: number of CPUs for each run.
+      account: the account to charge.
+      sbatch: other options of sbatch, without their dashes; True for an option without a value.
     """
 
     partition: str | None = None
@@ -75,17 +75,17 @@ class SlurmOptions:
 class MemberJob:
     """Trains a member inside its job; submitit pickles it.
 
-    A job that Slurm preempts, or whose time is up, saves its state and is put in the queue again.
+    A job that Slurm preempts, or whose time is up, saves its state and is queued again.
     """
 
     def __init__(self, workdir: Path, name: str, prepare: Callable[[], None]):
-        """`prepare` is called first, where the job runs."""
+        """`prepare` is called first, on the node where the job runs."""
         self._workdir = workdir
         self._name = name
         self._prepare = prepare
 
     def __call__(self) -> None:
-        """Trains, or goes on training."""
+        """Trains the member, or resumes its training."""
         log = log_path(self._workdir, self._name)
         with _output_into(log):
             print(start_line(f"in job {_job_id()} on {os.uname().nodename}"), end="", flush=True)
@@ -105,7 +105,7 @@ class MemberJob:
                 _fail(str(error), 1)
 
     def checkpoint(self):
-        """What submitit runs when the job starts again: the same, which goes on."""
+        """Tells submitit to run the same object when the job starts again; training resumes."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -124,29 +124,30 @@ def _job_id() -> str:
 
 
 def _requeue_signal() -> signal.Signals:
-    """The one that submitit handles."""
+    """The signal that submitit handles."""
     return signal.Signals["SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")]
 
 
 def _asks_to_requeue(number: int) -> bool:
-    """Whether a signal is not the end: a time limit's, or of a preemption.
+    """Whether a signal announces a time limit or a preemption, after which the job must resume.
 
-    Where Slurm is not told to send the former before a preemption (preempt_send_user_signal), it
-    sends SIGTERM as scancel does; and a job that then ends in its time of grace has failed for it.
+    Unless Slurm is configured to send the time limit's signal before a preemption
+    (preempt_send_user_signal), it sends SIGTERM, as scancel does. It counts a job that then ends
+    within its grace time as failed.
     """
     if number != signal.SIGTERM:
         return number in (signal.SIGUSR1, signal.SIGUSR2)
     command = ["scontrol", "show", "job", os.environ["SLURM_JOB_ID"]]
     done = subprocess.run(command, capture_output=True, text=True)
     fields = dict(field.split("=", 1) for field in done.stdout.split() if "=" in field)
-    # Of a job that scancel ends, or that Slurm already requeues, the state is another.
+    # A job that scancel ends, or that Slurm is requeueing already, has another state.
     running = fields.get("JobState") == "RUNNING"
     return running and fields.get("PreemptTime", "None") != "None"
 
 
 @contextlib.contextmanager
 def _output_into(path: Path) -> Iterator[None]:
-    """Has all output of this process appended to a file, from here to its end."""
+    """Appends all output of this process to a file, from here until the process ends."""
     with path.open("a", encoding="utf-8") as file:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -163,23 +164,23 @@ def run_on_slurm(
     max_parallel: int,
     prepare: Callable[[], None],
 ) -> tuple[dict[str, Outcome], int | None]:
-    """Submits the members that are neither done nor in a job, and waits for all.
+    """Submits the members that are neither done nor in a job, and waits for all members.
 
-    A member that fails does not stop the others. A signal (Ctrl-C, SIGTERM) ends the waiting: the
-    jobs go on.
+    A member that fails does not stop the others. A signal (Ctrl-C, SIGTERM) ends the waiting, but
+    the jobs continue.
 
     Args:
-      members: of a sweep that `open_sweep` has written.
-      workdir: of the sweep, on a file system that the nodes share.
-      options: of the jobs.
-      max_parallel: jobs at once.
-      prepare: called first in each job; it must be importable there.
+      members: members of a sweep that `open_sweep` has written.
+      workdir: the sweep's directory, on a file system that the nodes share.
+      options: options of the jobs.
+      max_parallel: number of jobs at once.
+      prepare: called first in each job, where it must be importable.
 
     Returns:
-      How each member fares by its name, and the number of the signal that ended the waiting.
+      The outcome of each member by name, and the number of the signal that ended the waiting.
 
     Raises:
-      InputError: no Slurm or no submitit here, or Slurm refuses the jobs.
+      InputError: Slurm or submitit is not installed here, or Slurm refuses the jobs.
     """
     workdir = workdir.absolute()
     executor = _executor(workdir, options, max_parallel)
@@ -213,7 +214,7 @@ def _executor(workdir: Path, options: SlurmOptions, max_parallel: int) -> Any:
         slurm_account=options.account,
         slurm_array_parallelism=max_parallel,
         slurm_signal_delay_s=min(_SIGNAL_SECONDS, 15 * options.minutes),
-        # Slurm's own requeueing, after a failure of the node, is off on some clusters.
+        # Some clusters turn off Slurm's own requeueing after a failure of a node.
         slurm_additional_parameters={"requeue": True, **options.sbatch},
     )
     return executor
@@ -222,12 +223,12 @@ def _executor(workdir: Path, options: SlurmOptions, max_parallel: int) -> Any:
 def _submit(
     members: Sequence[Member], workdir: Path, executor: Any, prepare: Callable[[], None]
 ) -> dict[str, str]:
-    """Job ids by member, of those that were submitted now or before."""
+    """Submits what is missing, and returns the job ids of all members that have been submitted."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     listing = workdir / "slurm" / "jobs.json"
     listing.parent.mkdir(exist_ok=True)
-    # Another sweep in the same directory does not submit them too.
+    # Locked, so that another sweep in the same directory does not submit them too.
     with sweep_lock(workdir):
         jobs = read_json_object(listing) if listing.exists() else {}
         alive = _job_states()
@@ -241,7 +242,7 @@ def _submit(
         if missing:
             calls = [MemberJob(workdir, member.name, prepare) for member in missing]
             try:
-                # submitit prints what sbatch says besides raising it.
+                # submitit not only raises what sbatch says but also prints it.
                 with contextlib.redirect_stderr(io.StringIO()):
                     submitted = executor.submit_array(calls)
             except (FailedJobError, FailedSubmissionError) as error:
@@ -306,7 +307,7 @@ def _wait(
                 _sleep(min(most, max(least, (now - started) / 20)), received)
     if received:
         print(
-            "the jobs go on; the same command waits for them, and this ends them: scancel"
+            "the jobs continue; the same command waits for them, and this ends them: scancel"
             f" {_array_ids(jobs, left)}"
         )
     return outcomes, received[0] if received else None
@@ -317,7 +318,7 @@ def _array_ids(jobs: Mapping[str, str], names: Sequence[str]) -> str:
 
 
 def _sleep(seconds: float, received: Sequence[int]) -> None:
-    """Sleeps, or until a signal comes."""
+    """Sleeps, but returns early if a signal arrives."""
     end = time.monotonic() + seconds
     while not received and (left := end - time.monotonic()) > 0:
         time.sleep(min(left, 0.2))
@@ -327,11 +328,11 @@ def _why(workdir: Path, name: str, job: str) -> str:
     """Why a job left no results."""
     log = log_path(workdir, name)
     last = last_start(log.read_text("utf-8", "replace")) if log.exists() else ""
-    # An earlier job's start says nothing of this one.
+    # The log may end with an earlier job's start, which says nothing about this job.
     if f" in job {job} on " in last.partition("\n")[0] and (error := error_in(last)):
         return error
-    # What ended before or beside training: imports, a limit of memory or of time, scancel. Slurm's
-    # own word says more than what came of it.
+    # Errors outside training: imports, a limit of memory or time, scancel. Slurm's own message says
+    # more than the errors that follow from it.
     stderr = workdir / "slurm" / f"{job}_0_log.err"
     lines = stderr.read_text("utf-8", "replace").splitlines() if stderr.exists() else []
     errors = [line for line in lines if "error" in line.lower() and "JOB REQUEUE" not in line]

@@ -23,7 +23,7 @@ def run_path(workdir: Path, name: str) -> Path:
 
 
 def log_path(workdir: Path, name: str) -> Path:
-    """What a member printed, over all its starts."""
+    """The log of a member, with the output of all its starts."""
     return workdir / "logs" / f"{name}.log"
 
 
@@ -38,12 +38,12 @@ def is_done(workdir: Path, name: str) -> bool:
 
 
 def in_use(workdir: Path, name: str) -> bool:
-    """Whether a process is at a member's run, by the run's lock."""
+    """Whether a process is using a member's run, according to the run's lock."""
     lock = run_path(workdir, name) / LOCK
     if not lock.exists():
         return False
     try:
-        # Two sweeps that look at once are in each other's way for a moment.
+        # Two sweeps that check at the same time hold the lock for a moment.
         with locked(lock, timeout=0.2):
             return False
     except filelock.Timeout:
@@ -53,23 +53,23 @@ def in_use(workdir: Path, name: str) -> bool:
 
 
 def open_sweep(workdir: Path, members: Sequence[Member]) -> None:
-    """Writes what the members are, after checking that all of them may run there.
+    """Writes the list of members and their configs, after checking that all can run there.
 
-    Members of an earlier sweep in the same directory stay.
+    Members of an earlier sweep in the same directory are kept.
 
     Raises:
-      InputError: it holds something else, runs of another config, or cannot be written to; nothing
-        was written.
+      InputError: the directory contains something else or runs of another config, or cannot be
+        written to; nothing was written.
     """
     listing = workdir / "sweep.json"
     try:
         if (workdir / "config.json").exists():
-            raise InputError(f"workdir {workdir} holds a single run; choose another for the sweep")
+            raise InputError(f"workdir {workdir} has a single run; choose another for the sweep")
         if not listing.exists() and workdir.is_dir():
             foreign = [path for path in workdir.iterdir() if not path.name.startswith(".sweep.")]
             if foreign:
                 raise InputError(
-                    f"workdir {workdir} is not empty and holds no sweep (no sweep.json);"
+                    f"workdir {workdir} is not empty and has no sweep in it (no sweep.json);"
                     " choose a new or empty folder"
                 )
         for member in members:
@@ -77,14 +77,14 @@ def open_sweep(workdir: Path, members: Sequence[Member]) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         with sweep_lock(workdir):
             for member in members:
-                # Of a sweep that is under way with members that have not begun.
+                # Also compare with members of an unfinished sweep that have not started yet.
                 path = config_path(workdir, member.name)
                 if path.exists():
                     stored = read_stored_config(path, hint="; choose another workdir")
                     check_same_config(f"sweep {workdir}", stored, member.config)
             known = read_json_object(listing) if listing.exists() else {}
             all_of_them = known | {member.name: member.overrides for member in members}
-            # First: it tells the directory of a sweep from one of something else.
+            # Written first, because this file marks the directory as a sweep's.
             write_atomically(listing, to_json(all_of_them))
             for name in ("logs", "configs"):
                 (workdir / name).mkdir(exist_ok=True)
@@ -96,5 +96,5 @@ def open_sweep(workdir: Path, members: Sequence[Member]) -> None:
 
 
 def sweep_lock(workdir: Path) -> contextlib.AbstractContextManager[None]:
-    """Keeps other sweeps in the same directory waiting."""
+    """Makes other sweeps in the same directory wait."""
     return locked(workdir / ".sweep.lock")

@@ -1,4 +1,4 @@
-"""How the members of a sweep fare: their states, a bar or lines meanwhile, a table at the end."""
+"""The states of a sweep's members, their progress as a bar or lines, and a table at the end."""
 
 import datetime
 import enum
@@ -14,7 +14,7 @@ _START = "=== started "
 
 
 class State(enum.Enum):
-    """Where a member stands; the value is the word for it."""
+    """The state of a member; the value is the word that is printed."""
 
     DONE = "done"
     FAILED = "failed"
@@ -25,14 +25,14 @@ class State(enum.Enum):
 
 
 class Outcome(NamedTuple):
-    """A member's state, and in one line why."""
+    """A member's state, and a line that says why."""
 
     state: State
     detail: str = ""
 
 
 def outcome_table(outcomes: Mapping[str, Outcome]) -> str:
-    """A row a member, and how many there are of each state."""
+    """A table with one row for each member, and the number of members in each state."""
     name_width = max(map(len, outcomes))
     state_width = max(len(outcome.state.value) for outcome in outcomes.values())
     rows = [
@@ -45,19 +45,19 @@ def outcome_table(outcomes: Mapping[str, Outcome]) -> str:
 
 
 def start_line(where: str) -> str:
-    """Parts the starts of a member in its log."""
+    """The line that begins each start of a member in its log."""
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     return f"{_START}{now} {where}\n"
 
 
 def last_start(log: str) -> str:
-    """The part of a log that the last start wrote, its first line included."""
+    """The part of a log that the last start wrote, including its first line."""
     at = log.rfind(_START)
     return log[at:] if at >= 0 else ""
 
 
 def error_in(text: str) -> str:
-    """The last error of a command's output: its `error: ` line or its exception; "" if none."""
+    """The last error in a command's output: an `error: ` line or an exception; "" if none."""
     lines = text.splitlines()
     for i in reversed(range(len(lines))):
         if lines[i].startswith("error: "):
@@ -70,14 +70,14 @@ def error_in(text: str) -> str:
 
 
 class SweepProgress:
-    """Counts finished members: a bar on a terminal, a line each in a pipe."""
+    """Counts finished members with a bar on a terminal, or with a line for each in a pipe."""
 
     def __init__(self, total: int, done: int):
-        """`done` of them were done before."""
+        """`total` members, of which `done` were done before."""
         self._total, self._before = total, done
         self._finished = done
         self._started = time.monotonic()
-        # The mean over all, as members that run side by side end in bursts.
+        # smoothing=0: the mean over all, because members that run in parallel end in bursts.
         self._bar = (
             tqdm(total=total, initial=done, unit="run", smoothing=0, dynamic_ncols=True)
             if sys.stderr.isatty()
@@ -95,7 +95,7 @@ class SweepProgress:
             self._bar.refresh()
 
     def finished(self, name: str, outcome: Outcome) -> None:
-        """A member ended."""
+        """Reports that a member ended."""
         self._finished += 1
         line = f"{outcome.state.value}: {name}"
         if outcome.detail:
@@ -111,6 +111,6 @@ class SweepProgress:
         self.say(f"{self._finished}/{self._total} {line}{time_left}")
 
     def close(self) -> None:
-        """Leaves the bar on the screen."""
+        """Ends the bar, which stays on the screen."""
         if self._bar is not None:
             self._bar.close()

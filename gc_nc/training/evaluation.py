@@ -1,4 +1,4 @@
-"""Every metric of a network over all of a split, with padding that counts nowhere."""
+"""Every metric of a network over a whole split; padding has no effect on any of them."""
 
 import contextlib
 import math
@@ -22,12 +22,12 @@ from gc_nc.models import embed_fn
 from gc_nc.random_streams import stream_generator
 from gc_nc.training.step import cross_entropy
 
-# Differentiated at a time.
+# Number of examples differentiated at a time.
 _EXAMPLES_A_DEVICE = 32
 
 
 class EvaluationSums(NamedTuple):
-    """What one pass over a split gathers."""
+    """The sums that one pass over a split collects."""
 
     statistics: metrics.ClassStatistics
     loss: jax.Array
@@ -35,13 +35,13 @@ class EvaluationSums(NamedTuple):
 
 
 def gc_subset(seed: int, num_examples: int, subset_size: int) -> np.ndarray:
-    """The examples on which GC is measured: a sorted random subset, a function of the seed."""
+    """The examples on which GC is measured: a sorted random subset, determined by the seed."""
     rng = stream_generator(seed, "examples for GC")
     return np.sort(rng.permutation(num_examples)[:subset_size]).astype(np.int32)
 
 
 def on_device(split: ImageSplit, placement: Placement | None = None) -> ImageSplit:
-    """The split where it is computed with; streamed images stay where they are."""
+    """The split on the device or devices; streamed images stay where they are."""
     if isinstance(split.images, StreamedImages):
         return split
     return jax.device_put(split) if placement is None else placement.replicate(split)
@@ -50,7 +50,7 @@ def on_device(split: ImageSplit, placement: Placement | None = None) -> ImageSpl
 def device_batches(
     split: ImageSplit, batch_size: int, placement: Placement | None = None
 ) -> Iterator[tuple[ImageSplit | PaddedBatch, int]]:
-    """What `forward_batch` takes as split and start, for all examples once."""
+    """Yields the split and start for calls of `forward_batch` that cover all examples once."""
     if not isinstance(split.images, StreamedImages):
         yield from ((split, start) for start in range(0, split.labels.shape[0], batch_size))
         return
@@ -74,8 +74,8 @@ def images_of(
 def forward_batch(variables, split, start, *, model, normalization, batch_size, placement=None):
     """Logits, embeddings, labels and weights of the examples from `start` on, to be jitted.
 
-    Static shapes: past the end the last example is repeated, with weight 0. A PaddedBatch is taken
-    as it is.
+    Shapes are static: past the end, the last example is repeated with weight 0. A PaddedBatch is
+    used as it is.
     """
     if isinstance(split, PaddedBatch):
         images, labels, weights = split
@@ -85,7 +85,7 @@ def forward_batch(variables, split, start, *, model, normalization, batch_size, 
         weights = (rows < num_examples).astype(jnp.float32)
         rows = jnp.minimum(rows, num_examples - 1)
         images, labels = split.images[rows], split.labels[rows]
-    # Metrics never see TF32, whatever the network trains in.
+    # Metrics never use TF32, whatever precision the network trains in.
     with jax.default_matmul_precision("highest"):
         inputs = normalize(images, normalization)
         if placement is not None:
@@ -126,15 +126,15 @@ def evaluation_sums(
     """One pass over a split.
 
     Args:
-      model: gives (logits, embedding).
+      model: a network that returns (logits, embedding).
       variables: parameters, with the head's at params/head, and running statistics.
-      split: by `on_device`.
-      normalization: of the pixels.
+      split: a split from `on_device`.
+      normalization: the normalization of the pixels.
       num_classes: C.
-      batch_size: examples at a time.
-      scatter: whether the statistics gather it.
-      report: called after each batch, which may still be under way.
-      placement: devices that divide the batches; None for the one the split is on.
+      batch_size: number of examples at a time.
+      scatter: whether the statistics include the scatter matrix.
+      report: called after each batch was dispatched.
+      placement: devices that divide the batches; None for the one that the split is on.
     """
     embedding_dim = variables["params"]["head"]["kernel"].shape[0]
     sums = EvaluationSums(
@@ -143,7 +143,7 @@ def evaluation_sums(
         jnp.zeros((), jnp.int32),
     )
     if placement is not None:
-        # Any number of examples can be padded to what the devices can divide.
+        # Batches are padded, so their size can be rounded up to one that the devices can divide.
         batch_size = math.ceil(batch_size / placement.num_devices) * placement.num_devices
         sums = placement.replicate(sums)
     static = {
@@ -162,7 +162,8 @@ def evaluation_sums(
 def monitor_complexity(variables, images, key, *, model, normalization, num_probes, placement=None):
     """GC of a few images and its standard error, to be jitted and fetched later.
 
-    One program, all images in one chunk: it shall cost little beside the steps between its calls.
+    It is one program with all images in one chunk, because it must be cheap compared with the steps
+    between its calls.
     """
     embed = embed_fn(model, variables)
     gc = metrics.estimate_geometric_complexity(
@@ -183,10 +184,10 @@ def _collapse(statistics, gc):
     return metrics.neural_collapse(statistics), metrics.geometric_collapse(gc, statistics)
 
 
-# A program of its own, so that what is measured beside it rounds as it always did.
+# A separate program, so that the metrics measured beside it round as before.
 @jax.jit
 def embedding_scale(statistics, gc):
-    """The size of the embeddings and GC relative to it, by their keys in metrics.jsonl."""
+    """The size of the embeddings, and GC relative to it, by their keys in metrics.jsonl."""
     return {
         "squared_embedding_norm": metrics.squared_embedding_norm(statistics),
         "squared_class_distance": metrics.squared_class_distance(statistics),
@@ -210,16 +211,16 @@ def evaluate_split(
     """Accuracy, loss, NC, collapse and scale over the whole split, and GC on a subset of it.
 
     Args:
-      model: gives (logits, embedding).
+      model: a network that returns (logits, embedding).
       variables: parameters and running statistics.
-      split: by `on_device`.
-      normalization: of the pixels.
+      split: a split from `on_device`.
+      normalization: the normalization of the pixels.
       subset: indices of the examples on which GC is estimated.
-      key: of the probes.
+      key: the JAX key of the probes.
       num_classes: C.
       batch_size: examples at a time; the last batch is padded, and the padding has weight 0.
-      gc_probes: Jacobian products an example of the subset.
-      placement: devices that divide the work; None for the one the split is on.
+      gc_probes: number of Jacobian products for each example of the subset.
+      placement: devices that divide the work; None for the one that the split is on.
 
     Returns:
       accuracy, loss, neural_collapse, geometric_collapse, geometric_complexity,
@@ -257,6 +258,6 @@ def evaluate_split(
             **embedding_scale(sums.statistics, gc.mean),
         }
     )
-    # In Python, so that accuracy is 1.0 exactly when every example is right.
+    # Divided in Python, so that accuracy is exactly 1.0 if every example is right.
     accuracy = int(sums.num_correct) / num_examples
     return {"accuracy": accuracy, **{name: float(value) for name, value in fetched.items()}}

@@ -1,7 +1,7 @@
 """Geometric complexity as a term of the training loss, from one forward pass.
 
-GC's gradient by the parameters is a second derivative of the network: each term here is a function
-of parameters, to be differentiated by reverse mode over the products below.
+GC's gradient in the parameters is a second derivative of the network. Each term here is a function
+of the parameters, to be differentiated in reverse mode through the Jacobian products below.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ from gc_nc.errors import InputError
 from gc_nc.metrics.argument_checks import as_key
 from gc_nc.metrics.jacobian_estimators import signs
 
-#: The values of `method`.
+#: The allowed values of `method`.
 PENALTY_METHODS = ("output_probes", "input_probes", "exact")
-#: The most dimensions of which "exact" takes all rows: each costs a product and holds its
+#: The largest number of dimensions for "exact", since each one costs a product and keeps its
 # activations.
 MAX_EXACT_DIM = 64
 
@@ -39,33 +39,33 @@ def geometric_complexity_with_outputs(
 ) -> tuple[Float[Array, ""], Any]:
     """An unbiased estimate of 1/B sum_b |J(x_b)|_F^2 and the other outputs of the same pass.
 
-    J is the Jacobian of the network's first output by its input, and with signs v and u, drawn
-    anew for each example:
+    J is the Jacobian of the network's first output in its input. With random signs v and u, drawn
+    separately for each example:
 
-    * `output_probes`: mean of |J^T v|^2, a VJP each (arXiv 1908.02729 has the idea for logits).
-      Sharing the forward pass, a training step with one probe has twice the FLOPs of a plain one.
-    * `input_probes`: mean of |J u|^2, a JVP each.
+    * `output_probes`: mean of |J^T v|^2, one VJP each (arXiv 1908.02729 has the idea for logits).
+      It shares the forward pass: a step with one probe has twice the FLOPs of a plain step.
+    * `input_probes`: mean of |J u|^2, one JVP each.
     * `exact`: all rows of J, K VJPs; for logits of few classes. `key` and `num_probes` are ignored.
 
     Args:
       network: pure function (B, *input) -> ((B, K), other outputs) in which examples do not mix.
-      inputs: (B, *input), floating.
-      key: of the signs.
+      inputs: (B, *input), floating-point.
+      key: the JAX key of the signs.
       method: one of PENALTY_METHODS.
-      num_probes: products an example.
+      num_probes: number of products for each example.
 
     Returns:
       The estimate, float32, in (output units / input units)^2, and the other outputs.
 
     Raises:
-      ValueError: another method, `num_probes` below 1, or `exact` with K above MAX_EXACT_DIM.
+      ValueError: an unknown method, `num_probes` below 1, or `exact` with K above MAX_EXACT_DIM.
     """
     if method not in PENALTY_METHODS:
         raise ValueError(f"method={method!r} is not one of: {', '.join(PENALTY_METHODS)}")
     num_probes, key = check_whole(num_probes, 1, "num_probes"), as_key(key)
 
     if method == "input_probes":
-        # Drawn flat: XLA's CPU compiler takes seconds for random numbers of a rank-4 shape.
+        # Drawn flat, since XLA's CPU compiler takes seconds for random numbers of a rank-4 shape.
         drawn = signs(key, (num_probes, inputs.size)).astype(inputs.dtype)
         products, others = [], None
         for tangent in drawn.reshape(num_probes, *inputs.shape):
@@ -76,14 +76,14 @@ def geometric_complexity_with_outputs(
     outputs, vjp_fn, others = jax.vjp(network, inputs, has_aux=True)
     if method == "output_probes":
         drawn = signs(key, (num_probes, *outputs.shape)).astype(outputs.dtype)
-        # One by one and unrolled: few, and a loop would slow convolutions on the CPU.
+        # Unrolled: there are few probes, and a loop would slow convolutions on the CPU.
         products = [vjp_fn(cotangent)[0] for cotangent in drawn]
         return _mean_square(products, inputs.shape[0]), others
 
     dim = outputs.shape[1]
     if dim > MAX_EXACT_DIM:
         raise ValueError(
-            f"method='exact' takes a product for each of {dim} dimensions and allows"
+            f"method='exact' takes a product for each of {dim} dimensions, at most"
             f" {MAX_EXACT_DIM}; use output_probes"
         )
     rows = jnp.broadcast_to(jnp.eye(dim, dtype=outputs.dtype)[:, None], (dim, *outputs.shape))
@@ -92,24 +92,24 @@ def geometric_complexity_with_outputs(
 
 
 def _mean_square(products, num_examples):
-    """Squared norms summed over an example's entries, mean over examples and products."""
+    """Squared norms, summed over an example's entries and averaged over examples and products."""
     total = sum(jnp.sum(product.astype(jnp.float32) ** 2) for product in products)
     return total / (num_examples * len(products))
 
 
 @dataclasses.dataclass(frozen=True)
 class GCPenalty:
-    """What a training step penalises; hashable, so that it is a static argument.
+    """What a training step penalises; hashable, so that jax.jit takes it as a static argument.
 
-    With BatchNorm, where examples of a training batch mix, the penalised network uses the running
-    statistics as they were before the step, as constants: it is the network that is measured. It
-    takes a forward pass of its own then.
+    BatchNorm mixes the examples of a training batch. With it, the penalised network therefore uses
+    the running statistics from before the step, as constants, like the network that is measured.
+    That takes a separate forward pass.
 
     Attributes:
       of: "embedding" or "logits".
       method: one of PENALTY_METHODS.
-      num_probes: products an example.
-      batch_fraction: share of the batch, from its start, whose GC is estimated; batches are in
+      num_probes: number of products for each example.
+      batch_fraction: the share of the batch, from its start, whose GC is estimated; batches are in
         random order.
     """
 
@@ -121,7 +121,7 @@ class GCPenalty:
     def forward(
         self, model: nn.Module, variables: dict, images: Array, key: jax.Array
     ) -> tuple[Float[Array, ""], Float[Array, "B C"], dict]:
-        """GC of the penalised part, and the logits and new running statistics of the batch."""
+        """Returns GC of the penalised part, and the batch's logits and new running statistics."""
 
         def network(train, x):
             (logits, embedding), updates = model.apply(
@@ -148,7 +148,7 @@ class GCPenalty:
 def make_penalty(
     config: ConfigDict, model: nn.Module, image_shape: tuple[int, ...]
 ) -> GCPenalty | None:
-    """The penalty of a configuration, or None; checked against the network's sizes.
+    """The penalty of a configuration, checked against the network's sizes, or None.
 
     Raises:
       InputError: an exact penalty of more than MAX_EXACT_DIM dimensions.
@@ -162,19 +162,19 @@ def make_penalty(
     if chosen.method == "exact" and dim > MAX_EXACT_DIM:
         raise InputError(
             f"config.gc_penalty.method='exact' takes a Jacobian product for each of the {dim}"
-            f" dimensions of the {chosen.of} and allows {MAX_EXACT_DIM}; use output_probes"
+            f" dimensions of the {chosen.of}, at most {MAX_EXACT_DIM}; use output_probes"
         )
     return GCPenalty(chosen.of, chosen.method, chosen.num_probes, chosen.batch_fraction)
 
 
 def penalty_weight(config: ConfigDict, step: int) -> float:
-    """The penalty's weight in the step that follows `step` steps; 0 for a step without penalty.
+    """The penalty's weight in the step after `step` steps; 0 for a step without a penalty.
 
-    weight * factor(step / num_steps) in every every_steps-th step, times every_steps, so that the
+    It is every_steps * weight * factor(step / num_steps) in every every_steps-th step, so that the
     mean over steps is that of a penalty in every step.
     """
     penalty = config.gc_penalty
-    # The last of every n steps, since logs are of steps n, 2 n and so on.
+    # The last of every n steps has the penalty, since steps n, 2 n and so on are logged.
     if not penalty.weight or (step + 1) % penalty.every_steps:
         return 0.0
     factor = 1.0

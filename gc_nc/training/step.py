@@ -22,16 +22,16 @@ from gc_nc.training.penalties import GCPenalty
 
 @flax.struct.dataclass
 class TrainState:
-    """What a checkpoint holds: everything that a step changes.
+    """The content of a checkpoint: everything that a step changes.
 
     Attributes:
       step: scalar, the number of steps taken.
-      params: of the model.
-      batch_stats: running statistics of BatchNorm; {} without.
-      opt_state: of the optimizer.
+      params: the parameters of the model.
+      batch_stats: the running statistics of BatchNorm; {} without BatchNorm.
+      opt_state: the state of the optimizer.
     """
 
-    # A pytree holds whatever its transformations put there: arrays, shapes, shardings.
+    # Any, because transformations of the pytree put arrays, shapes or shardings here.
     step: Any
     params: Any
     batch_stats: Any
@@ -39,16 +39,16 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What the model's apply takes."""
+        """The variables that the model's apply takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 class Hyperparameters(NamedTuple):
-    """Numbers that a step takes as arguments, so that runs that differ in them share a program.
+    """Numbers that a step takes as arguments, so that runs with different ones share a program.
 
     Attributes:
       learning_rate: the peak r of the schedule.
-      l2: coefficient of `l2_penalty`; None for no such term.
+      l2: the coefficient of `l2_penalty`; None for no such term.
       decoupled_decay: d of `OptimizerSpec`; None for no such term.
     """
 
@@ -58,25 +58,25 @@ class Hyperparameters(NamedTuple):
 
 
 class OptimizerSpec(NamedTuple):
-    """SGD under a learning-rate schedule, up to its hyperparameters; hashable.
+    """SGD with a learning-rate schedule, without its hyperparameters; hashable.
 
-    With gradient g_t of the loss (its L2 term included), learning rate r_t, momentum b and
+    With gradient g_t of the loss (including its L2 term), learning rate r_t, momentum b and
     decoupled decay d:
 
       m_t = b m_(t-1) + g_t,  theta_t = theta_(t-1) - r_t (m_t + d theta_(t-1))
 
-    SGDW of Loshchilov and Hutter (arXiv 1711.05101), whose schedule multiplier is r_t here, as in
-    PyTorch's AdamW. The L2 term differs from decoupled decay in that its gradient goes through the
-    momentum too; without momentum they are the same. All parameters decay, as all are in the L2
-    term. Without decay the state and the program are those of plain SGD.
+    This is SGDW of Loshchilov and Hutter (arXiv 1711.05101) with r_t as its schedule multiplier, as
+    in PyTorch's AdamW. The L2 term differs from decoupled decay in that its gradient goes through
+    the momentum; without momentum they are the same. All parameters decay, as all are in the L2
+    term. Without decay, state and program are those of plain SGD.
 
     Attributes:
-      momentum: b; 0 has no state.
+      momentum: b; with 0 there is no state for it.
       schedule: "constant", "step" or "cosine", after a linear warm-up.
-      boundaries: of "step", as fractions of `num_steps`.
-      factor: of "step", at each boundary.
-      warmup_steps: of the linear rise from 0.
-      num_steps: of the run.
+      boundaries: boundaries of "step", as fractions of `num_steps`.
+      factor: the factor of "step" at each boundary.
+      warmup_steps: number of steps of the linear rise from 0.
+      num_steps: number of steps of the run.
     """
 
     momentum: float
@@ -91,7 +91,7 @@ class OptimizerSpec(NamedTuple):
         if self.schedule == "constant":
             after = optax.constant_schedule(peak)
         elif self.schedule == "step":
-            # Counted from the end of the warm-up, as join_schedules does.
+            # Counted from the end of the warm-up, as join_schedules counts.
             steps = [round(b * self.num_steps) - self.warmup_steps for b in self.boundaries]
             after = optax.piecewise_constant_schedule(peak, dict.fromkeys(steps, self.factor))
         else:
@@ -102,7 +102,7 @@ class OptimizerSpec(NamedTuple):
         return optax.join_schedules([warmup, after], [self.warmup_steps])
 
     def make(self, hyperparameters: Hyperparameters) -> optax.GradientTransformation:
-        """The optimizer."""
+        """The optimizer with these hyperparameters."""
         rate = self.learning_rate(hyperparameters.learning_rate)
         momentum, decay = self.momentum or None, hyperparameters.decoupled_decay
         if decay is None:
@@ -115,7 +115,7 @@ class OptimizerSpec(NamedTuple):
 
 
 def optimizer_spec(config: ConfigDict) -> OptimizerSpec:
-    """What of a configuration's optimizer is part of the program."""
+    """The part of a configuration's optimizer that is compiled into the program."""
     schedule = config.schedule
     return OptimizerSpec(
         config.optimizer.momentum,
@@ -128,7 +128,7 @@ def optimizer_spec(config: ConfigDict) -> OptimizerSpec:
 
 
 def hyperparameters(config: ConfigDict) -> Hyperparameters:
-    """The hyperparameters of a configuration, float32; a coefficient of 0 is no term at all."""
+    """The hyperparameters of a configuration, float32; a coefficient of 0 becomes None."""
     chosen = config.optimizer
     return Hyperparameters(
         np.float32(chosen.learning_rate),
@@ -145,7 +145,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 def init_state(
     seed: int, model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple
 ) -> TrainState:
-    """The state before the first step; a function of the seed."""
+    """The state before the first step, determined by the seed."""
     variables = _init_variables(jax.random.key(seed), model=model, image_shape=image_shape)
     params = variables["params"]
     return TrainState(
@@ -167,10 +167,10 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def l2_penalty(params: dict) -> jax.Array:
-    """Half the sum of all squared parameters: its gradient is the parameters themselves.
+    """Half the sum of all squared parameters, whose gradient is the parameters themselves.
 
-    Times the coefficient it is the term of the loss that the paper calls L2 regularisation, coupled
-    decay: its gradient goes through the momentum. `OptimizerSpec` has the decoupled one.
+    Times its coefficient, this is the loss term that the paper calls L2 regularisation. It is a
+    coupled decay: its gradient goes through the momentum. `OptimizerSpec` has the decoupled one.
     """
     return 0.5 * jax.tree.reduce(
         operator.add, jax.tree.map(lambda p: jnp.sum(p.astype(jnp.float32) ** 2), params)
@@ -195,29 +195,29 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One SGD step on a batch.
 
-    Minimises total_loss = loss + l2 * l2_penalty(params) + penalty_weight * GC, loss being the mean
-    cross-entropy.
+    It minimises total_loss = loss + l2 * l2_penalty(params) + penalty_weight * GC, where loss is
+    the mean cross-entropy.
 
     Args:
-      state: before the step.
+      state: the state before the step.
       batch: images (B, H, W, c) uint8 and labels (B,).
-      key: of the augmentation, which `fold_in` makes the step's own.
-      penalty_key: of the penalty's probes, likewise.
-      penalty_weight: a traced number, so that a schedule compiles nothing anew.
-      model: gives (logits, embedding), and computes in its own dtype.
-      optimizer: of the parameters.
-      normalization: of the pixels.
-      augmentation: of the pixels.
-      l2: coefficient, which may be traced; None compiles to no term at all.
-      penalty: what GC is penalised; None compiles to no term at all.
-      precision: of matmuls and convolutions, as jax.default_matmul_precision has it; "default"
-        leaves it as it is.
-      placement: devices that divide the batch; None for the one it is on.
+      key: the run's key of the augmentation, into which the step number is folded.
+      penalty_key: the run's key of the penalty's probes, likewise.
+      penalty_weight: a traced number, so that a schedule does not recompile the step.
+      model: a network that returns (logits, embedding) and computes in its own dtype.
+      optimizer: the optimizer of the parameters.
+      normalization: the normalization of the pixels.
+      augmentation: the augmentation of the pixels.
+      l2: the coefficient of the L2 term, which may be traced; with None the term is not compiled.
+      penalty: the GC penalty; with None the term is not compiled at all.
+      precision: a value of jax.default_matmul_precision for matmuls and convolutions, or "default"
+        to leave it unchanged.
+      placement: devices that divide the batch; None for the one that it is on.
 
     Returns:
-      The next state, and of the batch before the step: loss, l2_penalty and gc_penalty (times their
-      coefficients), total_loss and accuracy; with a penalty also geometric_complexity, the estimate
-      that was penalised.
+      The next state, and metrics of the batch before the step: loss, l2_penalty and gc_penalty
+      (times their coefficients), total_loss and accuracy; with a penalty also geometric_complexity,
+      the estimate that was penalised.
     """
     images, labels = batch if placement is None else placement.constrain_batch(batch)
     if augmentation != Augmentation():
@@ -278,11 +278,11 @@ def train_step_at(
     """A step on the batch order[offset : offset + batch_size] of a split that is on the device.
 
     Args:
-      state: before the step.
-      split: all its examples.
-      order: of the examples, (N,).
-      offset: where in the order the batch starts.
-      *keys: what `train_step` takes after the batch.
+      state: the state before the step.
+      split: all examples of the split.
+      order: (N,), the order of the examples.
+      offset: where the batch starts in the order.
+      *keys: the arguments of `train_step` after the batch.
       batch_size: B.
       step: `train_step` with its options.
     """

@@ -1,8 +1,8 @@
 """Heads with a closed form: nearest class mean, cosine and ridge regression.
 
-A head is a function (support (W, S, K), query (N, K)) -> (N,) of way indices. All are inductive: a
-query's prediction depends on the support and on itself. All compute in float32 with precision
-"highest", take any real numbers, jit and vmap.
+A head is a function (support (W, S, K), query (N, K)) -> (N,) that returns way indices. All heads
+are inductive: a query's prediction depends only on the support and on the query itself. They
+compute in float32 with precision "highest", accept any real numbers, and work under jit and vmap.
 """
 
 import jax
@@ -20,11 +20,11 @@ def nearest_mean_predictions(
 ) -> Int[Array, "N"]:
     """argmin over ways w of |z - mu_w|, mu_w = 1/S sum of support; the lowest way at ties.
 
-    Source: prototypical networks (Snell, Swersky, Zemel, arXiv 1703.05175) without training; the
-    classifier of arXiv 2405.15706 and of Galanti, Gyorgy, Hutter (arXiv 2112.15121).
+    Source: prototypical networks (Snell, Swersky, Zemel, arXiv 1703.05175) without training; this
+    is the classifier of arXiv 2405.15706 and of Galanti, Gyorgy, Hutter (arXiv 2112.15121).
 
-    From (z - o).(mu_w - o) - |mu_w - o|^2 / 2 with the support mean o as origin, so that close
-    means are told apart whatever their norm.
+    It is computed as the argmax of (z - o).(mu_w - o) - |mu_w - o|^2 / 2, where the origin o is the
+    support mean, so that close means are distinguished whatever their norm.
 
     Args:
       support_embeddings: (W, S, K), S examples of each way.
@@ -66,8 +66,8 @@ def cosine_predictions(
     support, query = checked_shapes(support_embeddings, query_embeddings)
     size = power_of_two_near(jnp.max(jnp.abs(support)))
     directions = unit_vectors(jnp.mean(support / size, axis=1))
-    # |z| is the same for all ways, and so is what z has in common with all directions, which
-    # would round away the difference of close ones.
+    # |z| is the same for all ways. So is the product with the mean direction, which is subtracted
+    # because it would round away the difference between close directions.
     query_size = power_of_two_near(jnp.max(jnp.abs(query), axis=1, keepdims=True))
     shared = jnp.mean(directions, axis=0, keepdims=True)
     return best_way(_products(query / query_size, directions - shared))
@@ -86,12 +86,12 @@ def ridge_predictions(
 
     with the support's mean o, centred support X (W S, K) and centred targets Y; the intercept b is
     not penalised. The smaller of the two systems is solved. Source: Bertinetto, Henriques, Torr,
-    Vedaldi, R2-D2 (arXiv 1805.08136), equation 6, there without intercept and with a learned scale.
+    Vedaldi, R2-D2 (arXiv 1805.08136), equation 6, which has no intercept and learns a scale.
 
     Args:
       support_embeddings: (W, S, K).
       query_embeddings: (N, K).
-      regularization: lambda above 0, in units of |z|^2, as scikit-learn's `Ridge(alpha=lambda)`.
+      regularization: lambda above 0, in units of |z|^2, like scikit-learn's `Ridge(alpha=lambda)`.
 
     Returns:
       (N,) int32 in 0..W-1; -1 for a query that is not finite, and for all queries if the support is
@@ -108,8 +108,8 @@ def ridge_predictions(
     strength = relative_strength(strength, size)
     targets = jnp.repeat(jnp.eye(num_ways, dtype=jnp.float32), num_shots, axis=0) - 1 / num_ways
     if len(examples) <= dim:
-        # Constant vectors are in the null space of both X^T and Y^T, so that any multiple of
-        # their projection may be added, and one of the size of X X^T keeps the system solvable.
+        # Constant vectors are in the null space of both X^T and Y^T, so any multiple of their
+        # projection may be added. One of the size of X X^T keeps the system solvable.
         gram = _products(examples, examples)
         gram = gram + jnp.trace(gram) / len(examples) ** 2
         weights = _solve(gram, strength, targets)
@@ -122,9 +122,9 @@ def ridge_predictions(
 
 
 def as_regularization(value: float | Array) -> jax.Array:
-    """A finite number above 0; NaN if it is not and that is known only under jit."""
+    """Returns a finite number above 0; under jit, any other number becomes NaN."""
     needed = "must be above 0 and finite"
-    # A head is called under jit, where its options are known all the same.
+    # Heads are called under jit, but their options are usually concrete even then.
     if is_known(value) and np.ndim(value) == 0:
         as_number(value, "regularization", lambda known: 0 < known < jnp.inf, needed)
     value = as_scalar(value, "regularization")
@@ -134,14 +134,14 @@ def as_regularization(value: float | Array) -> jax.Array:
 def relative_strength(strength: jax.Array, size: jax.Array) -> jax.Array:
     """lambda for embeddings divided by `size`.
 
-    At most 1e12, where the limit of an infinite lambda is reached to rounding: the square of a
-    small size is out of range.
+    It is at most 1e12, because the square of a small size is out of range. To rounding, 1e12
+    already gives the limit of an infinite lambda.
     """
     return jnp.minimum(strength / size / size, 1e12)
 
 
 def best_way(scores: Shaped[Array, "N W"]) -> Int[Array, "N"]:
-    """argmax over ways, the lowest at ties; -1 where a score is not finite."""
+    """argmax over ways, the lowest at ties; -1 if a score is not finite."""
     known = jnp.all(jnp.isfinite(scores), axis=1)
     return jnp.where(known, jnp.argmax(scores, axis=1).astype(jnp.int32), -1)
 
@@ -149,7 +149,7 @@ def best_way(scores: Shaped[Array, "N W"]) -> Int[Array, "N"]:
 def unit_vectors(vectors: Shaped[Array, "N K"]) -> Shaped[Array, "N K"]:
     """Rows divided by their Euclidean norm; rows of 0 stay 0, rows that are not finite become NaN.
 
-    Squares stay in range whatever the norm.
+    The squares stay in range whatever the norm.
     """
     largest = jnp.max(jnp.abs(vectors), axis=1, keepdims=True)
     vectors = vectors / power_of_two_near(largest)
@@ -159,7 +159,7 @@ def unit_vectors(vectors: Shaped[Array, "N K"]) -> Shaped[Array, "N K"]:
 
 
 def checked_shapes(support: Array, query: Array) -> tuple[jax.Array, jax.Array]:
-    """Both cast up; refuses shapes that do not fit."""
+    """Casts both to float32 and refuses shapes that do not fit."""
     support = as_floating(support, "support_embeddings")
     query = as_floating(query, "query_embeddings")
     if support.ndim != 3 or support.shape[0] < 2 or support.shape[1] < 1 or support.shape[2] < 1:
@@ -174,14 +174,14 @@ def checked_shapes(support: Array, query: Array) -> tuple[jax.Array, jax.Array]:
 
 
 def centred_and_size(support: jax.Array, query: jax.Array) -> tuple[jax.Array, ...]:
-    """Both less the support's mean and divided by a size, a power of two, and that size.
+    """Subtracts the support's mean from both and divides them by a power of two, also returned.
 
     The support is then of order 1, and its squares are in range.
     """
     origin = jnp.mean(support, axis=(0, 1))
     support = support - origin[None, None]
     size = power_of_two_near(jnp.max(jnp.abs(support)))
-    # As exact as a division, and one pass over the queries.
+    # For a power of two this is as exact as a division, and takes one pass over the queries.
     inverse = 1 / size
     return support * inverse, (query - origin[None]) * inverse, size
 

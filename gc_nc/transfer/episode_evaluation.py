@@ -30,10 +30,10 @@ HEADS: dict[str, Head] = {
     "logistic_regression": logistic_regression_predictions,
 }
 
-# Memory of the episodes that are computed at once: embeddings gathered, centred and multiplied.
+# Memory for the episodes computed at once, for embeddings gathered, centred and multiplied.
 _BLOCK_BYTES, _COPIES = 2**28, 4
 _MAX_BLOCK_EPISODES = 512
-# Few at a time: what is gathered stays in a processor's cache.
+# Few at a time, so that the gathered embeddings stay in a processor's cache.
 _EPISODES_AT_ONCE = 8
 
 
@@ -45,29 +45,30 @@ def episode_accuracies(
     *,
     report: Callable[[int], None] | None = None,
 ) -> Float[np.ndarray, "E"]:
-    """Share of each episode's W Q queries whose label the head names.
+    """The share of each episode's W Q queries that the head labels correctly.
 
-    A block of episodes at a time, so that it takes at most 256 MB beside the embeddings (more only
-    where a single episode does).
+    Episodes are computed in blocks, which take at most 256 MB beside the embeddings (more only if a
+    single episode does).
 
     Args:
       embeddings: (N, K) of all images, computed once, with feature options already applied.
-      labels: (N,) integers, those the episodes were drawn from.
-      episodes: E episodes, from `sample_episodes`.
+      labels: (N,) integers, the ones that the episodes were drawn from.
+      episodes: E episodes from `sample_episodes`.
       head: a name in `HEADS`, or a function like them, for example
-        `functools.partial(ridge_predictions, regularization=10.0)`; compiled once while it lives.
-      report: called with the number of episodes done, after each block.
+        `functools.partial(ridge_predictions, regularization=10.0)`. Each such object is compiled
+        only once.
+      report: called after each block with the number of episodes done.
 
     Returns:
-      (E,) float64. The mean over them and its error: `mean_confidence_interval`.
+      (E,) float64. `mean_confidence_interval` gives their mean and its error.
 
     Warns:
-      RuntimeWarning: queries without a prediction, which count as errors: embeddings that are not
-        finite, or a head that did not converge.
+      RuntimeWarning: queries without a prediction, which count as errors, because embeddings are
+        not finite or the head did not converge.
 
     Raises:
-      ValueError: a head that does not exist; shapes that do not fit; indices outside 0..N-1, or
-        images that do not have the label of their way.
+      ValueError: an unknown head; shapes that do not fit; indices outside 0..N-1, or images that do
+        not have the label of their way.
     """
     if isinstance(head, str):
         if head not in HEADS:
@@ -81,7 +82,7 @@ def episode_accuracies(
     block = min(_MAX_BLOCK_EPISODES, num_episodes)
     right, undecided = np.zeros(num_episodes, int), 0
     for start in range(0, num_episodes, block):
-        # The last block overlaps the one before, so that all have one shape.
+        # The last block overlaps the one before it, so that all blocks have the same shape.
         first = min(start, num_episodes - block)
         part = slice(first, first + block)
         predicted = _predict_compiled(
@@ -108,17 +109,17 @@ def episode_neural_collapse(
     """NC of each episode's classes: 1 / (W (W - 1)) sum over ordered pairs i != j of V[c_i, c_j].
 
     Args:
-      cdnv: (C, C) V, from `metrics.cdnv_matrix` over all images of the classes; its diagonal does
-        not count.
-      episodes_classes: (E, W), in 0..C-1 and different in an episode: `Episode.classes`, where
+      cdnv: (C, C) V, from `metrics.cdnv_matrix` over all images of the classes; its diagonal is
+        ignored.
+      episodes_classes: (E, W) in 0..C-1, different within an episode: `Episode.classes` if the
         labels are those of the class statistics.
 
     Returns:
-      (E,); inf or NaN where a pair of an episode's classes has that.
+      (E,); inf or NaN if V of a pair of the episode's classes is.
 
     Raises:
-      ValueError: shapes that do not fit, fewer than 2 ways, no integers; outside jit, a class
-        outside 0..C-1 or twice in an episode (under jit NaN).
+      ValueError: shapes that do not fit, fewer than 2 ways, values that are not integers; outside
+        jit, a class outside 0..C-1 or twice in an episode (under jit the result is NaN).
     """
     cdnv = as_floating(cdnv, "cdnv")
     if cdnv.ndim != 2 or cdnv.shape[0] != cdnv.shape[1]:
@@ -142,7 +143,7 @@ def episode_neural_collapse(
             f"an episode of classes {', '.join(map(str, wrong))}; different ones in"
             f" 0..{num_classes - 1} are needed"
         )
-    # Its diagonal is NaN, of which nothing must be taken.
+    # The diagonal is NaN and must not be used.
     cdnv = jnp.where(jnp.eye(num_classes, dtype=bool), 0, cdnv)
     pairs = cdnv[classes[:, :, None], classes[:, None, :]]
     pairs = jnp.where(jnp.eye(num_ways, dtype=bool)[None], 0, pairs)
@@ -150,16 +151,16 @@ def episode_neural_collapse(
 
 
 def mean_confidence_interval(accuracies: Sequence[float] | Array) -> tuple[float, float]:
-    """Mean of n episodes' accuracies and half the width of its 95% interval.
+    """The mean of n episodes' accuracies and half the width of its 95% interval.
 
-    half width = 1.96 s / sqrt(n), s^2 = 1 / (n - 1) sum (a - mean)^2: about the mean over all
-    episodes there could be of these images, from one embedding.
+    half width = 1.96 s / sqrt(n), s^2 = 1 / (n - 1) sum (a - mean)^2. The interval is for the mean
+    over all possible episodes of these images, with one embedding.
 
     Returns:
-      (mean, half_width), in float64. One episode says nothing of its error: NaN.
+      (mean, half_width) in float64. With one episode the error is unknown, so half_width is NaN.
 
     Raises:
-      ValueError: no accuracies, or an array that is not (n,).
+      ValueError: there are no accuracies, or their shape is not (n,).
     """
     values = np.asarray(as_numbers(accuracies, "accuracies"), np.float64)
     if values.ndim != 1 or values.size == 0:
@@ -167,7 +168,7 @@ def mean_confidence_interval(accuracies: Sequence[float] | Array) -> tuple[float
     mean = float(np.mean(values))
     if values.size == 1:
         return mean, math.nan
-    # An infinite value, as an NC may be, has no deviation: NaN, without a warning.
+    # An infinite value, such as an NC, has no deviation: NaN, without NumPy's warning.
     with np.errstate(invalid="ignore"):
         return mean, float(1.96 * np.std(values, ddof=1) / math.sqrt(values.size))
 
@@ -187,30 +188,30 @@ def _predict(embeddings, support, query, *, head, at_once):
     return jax.lax.map(predict, (support, query), batch_size=at_once)
 
 
-# Not for the device: on these small products the CPU's library costs more than it saves.
+# Without jit_for_device, because YNNPACK costs more than it saves on these small products.
 _predict_compiled = jax.jit(_predict, static_argnames=("head", "at_once"))
 
 
 def _checked_ways(ways, num_queries):
-    """What a head of the caller's own returned, which must be one way for each query."""
+    """Checks that the caller's head returned one way for each query."""
     shape, dtype = getattr(ways, "shape", None), getattr(ways, "dtype", None)
     if shape == (num_queries,) and jnp.issubdtype(dtype, jnp.integer):
         return jnp.asarray(ways).astype(jnp.int32)
     came = described(ways) if shape is None else f"{dtype} of shape {shape}"
     logits = shape is not None and len(shape) == 2 and shape[0] == num_queries
     raise ValueError(
-        f"head returned {came} for {num_queries} queries; ({num_queries},) integers, the number of"
-        f" each one's way, are needed{', so return logits.argmax(axis=1)' if logits else ''}"
+        f"head returned {came} for {num_queries} queries; ({num_queries},) integers, one way index"
+        f" for each query, are needed{', so return logits.argmax(axis=1)' if logits else ''}"
     )
 
 
 def _rows(embeddings, indices):
-    # They were checked: bounds checks take as long as the gather on a CPU.
+    # Already checked in NumPy; on a CPU, bounds checks take as long as the gather itself.
     return embeddings.at[indices].get(mode="promise_in_bounds")
 
 
 def _checked(embeddings, labels, episodes):
-    """The episodes in NumPy; refuses those that do not fit the images."""
+    """Returns the episodes as NumPy arrays, and refuses any that do not fit the images."""
     labels = np.asarray(as_numbers(labels, "labels"))
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
         raise ValueError(

@@ -1,6 +1,6 @@
-"""Few-shot episodes: N classes, K support and Q query images of each, drawn from labels.
+"""Few-shot episodes: W classes with S support and Q query images each, drawn from labels.
 
-An episode as in matching networks (Vinyals et al., arXiv 1606.04080) and prototypical networks
+Episodes are as in matching networks (Vinyals et al., arXiv 1606.04080) and prototypical networks
 (Snell, Swersky, Zemel, arXiv 1703.05175).
 """
 
@@ -15,7 +15,7 @@ from gc_nc.array_types import Array, as_numbers, check_whole
 from gc_nc.compilation import jit_for_device
 from gc_nc.metrics.argument_checks import as_key
 
-# Above every index of an image; int32 as JAX has it by default.
+# Larger than any image's index, in JAX's default int32.
 _NO_PICK = np.iinfo(np.int32).max
 
 
@@ -45,24 +45,24 @@ class _ClassTable(NamedTuple):
 def sample_episode(
     key: Array, labels: Shaped[Array, "N"], *, num_ways: int, num_shots: int, num_queries: int
 ) -> Episode:
-    """W classes, and of each S support and Q query images, all drawn without replacement.
+    """Draws W classes, and S support and Q query images of each, all without replacement.
 
     Every set of W classes is equally likely, and so is every order of S + Q images of a class, up
-    to the 2^-32 resolution of the random bits. A class's first S are support. Integer arithmetic on
-    random bits alone: the same key and labels give the same episode on every machine, whatever its
-    devices.
+    to the 2^-32 resolution of the random bits. The first S images of a class are its support. Only
+    integer arithmetic on random bits is used, so the same key and labels give the same episode on
+    every machine and device.
 
     Args:
-      key: from `jax.random.key` (threefry, JAX's default); may be traced.
-      labels: (N,) integers of any value, concrete: which classes there are decides shapes.
+      key: a key from `jax.random.key` (threefry, JAX's default); may be traced.
+      labels: (N,) integers of any value; concrete, because the classes determine shapes.
       num_ways: W, 2 or more.
-      num_shots: S, support images a class, 1 or more.
-      num_queries: Q, query images a class, 1 or more.
+      num_shots: S, the number of support images of each class, 1 or more.
+      num_queries: Q, the number of query images of each class, 1 or more.
 
     Raises:
       ValueError: more ways than classes; a class, drawn or not, with fewer than S + Q images; a
-        number below its least; labels that are traced, not (N,), not integers, or outside int32; a
-        key of another generator, which may differ between machines.
+        number that is too small; labels that are traced, not (N,), not integers, or outside int32;
+        a key of another generator, which may differ between machines.
     """
     table, sizes = _class_table(labels, num_ways, num_shots, num_queries)
     return _draw_compiled(_checked_key(key), table, **sizes)
@@ -77,10 +77,10 @@ def sample_episodes(
     num_shots: int,
     num_queries: int,
 ) -> Episode:
-    """E independent episodes, in arrays with a leading axis E.
+    """Draws E independent episodes, in arrays with a leading axis E.
 
-    Episode i is `sample_episode(jax.random.fold_in(key, i), labels, ...)`, whatever E: the first
-    episodes of a longer evaluation are those of a shorter one.
+    Episode i is `sample_episode(jax.random.fold_in(key, i), labels, ...)` for any E, so a longer
+    evaluation begins with the episodes of a shorter one.
 
     Args:
       key: as for `sample_episode`.
@@ -91,7 +91,7 @@ def sample_episodes(
       num_queries: Q.
 
     Raises:
-      ValueError: as `sample_episode`; no episodes.
+      ValueError: as `sample_episode`, or `num_episodes` below 1.
     """
     num_episodes = check_whole(num_episodes, 1, "num_episodes")
     table, sizes = _class_table(labels, num_ways, num_shots, num_queries)
@@ -99,7 +99,7 @@ def sample_episodes(
 
 
 def _draw(key, table, *, num_ways, num_shots, num_queries):
-    # Without jit they would be NumPy's, which no traced index can index.
+    # Without jit these would be NumPy arrays, which a traced index cannot index.
     table = _ClassTable(*map(jnp.asarray, table))
     class_key, image_key = jax.random.split(key)
     class_bits = jax.random.bits(class_key, (num_ways,), jnp.uint32)
@@ -123,11 +123,11 @@ _draw_many_compiled = jit_for_device(_draw_many, static_argnames=("num_episodes"
 
 
 def _without_replacement(bits, counts):
-    """(T, M) indices, those of column m different and in 0..counts[m]-1, from (T, M) random bits.
+    """(T, M) indices, distinct in each column m and in 0..counts[m]-1, from (T, M) random bits.
 
-    Draw i names the r-th index not picked before, r in 0..count-i-1. The earlier picks
-    p_0 < p_1 < ... leave p_j - j indices below p_j, so that as many of them as have p_j - j <= r
-    come before it. Sorting all images of a class would cost some hundred times more.
+    Draw i picks the r-th index that was not picked before, with r in 0..count-i-1. The earlier
+    picks p_0 < p_1 < ... leave p_j - j free indices below p_j, so those with p_j - j <= r come
+    before the new pick. Sorting all images of a class would cost about a hundred times more.
     """
     num_draws, num_columns = bits.shape
     before = jnp.arange(num_draws, dtype=jnp.int32)[:, None]
@@ -137,7 +137,7 @@ def _without_replacement(bits, counts):
         rank = _scaled_down(bits, (counts - i).astype(jnp.uint32)).astype(jnp.int32)
         passed = (earlier < _NO_PICK) & (earlier - before <= rank[None])
         picked = rank + jnp.sum(passed, axis=0, dtype=jnp.int32)
-        # Into its place in the order: later picks move up by one.
+        # Insert the pick in order: larger picks move up by one.
         lower = jnp.concatenate([jnp.full_like(earlier[:1], -1), earlier[:-1]])
         return jnp.maximum(lower, jnp.minimum(earlier, picked[None])), picked
 
@@ -146,9 +146,9 @@ def _without_replacement(bits, counts):
 
 
 def _scaled_down(bits, count):
-    """floor(bits * count / 2^32) of uint32: a number in 0..count-1.
+    """floor(bits * count / 2^32) of uint32, which is a number in 0..count-1.
 
-    The product has 64 bits, which JAX has not by default (Warren, Hacker's Delight, 8-2).
+    The product has 64 bits, which JAX lacks by default (Warren, Hacker's Delight, 8-2).
     """
     low = jnp.uint32(0xFFFF)
     bits_high, bits_low = bits >> 16, bits & low
@@ -172,7 +172,7 @@ def _class_table(labels, num_ways, num_shots, num_queries):
     values, counts = np.unique(labels, return_counts=True)
     if num_ways > values.size:
         raise ValueError(
-            f"num_ways={num_ways} but labels hold {values.size} classes; take at most as many ways"
+            f"num_ways={num_ways} but labels have {values.size} classes; take at most as many ways"
         )
     limits = np.iinfo(np.int32)
     if values[0] < limits.min or values[-1] > limits.max:
@@ -186,7 +186,7 @@ def _class_table(labels, num_ways, num_shots, num_queries):
             f" num_queries={num_queries} needs {needed} of each class; lower them or leave it out"
         )
     starts = np.cumsum(counts) - counts
-    # Stable, so that the table is the same everywhere.
+    # Stable, so that the table is the same on every machine.
     order = np.argsort(labels, kind="stable")
     table = _ClassTable(*(part.astype(np.int32) for part in (values, order, starts, counts)))
     return table, {"num_ways": num_ways, "num_shots": num_shots, "num_queries": num_queries}

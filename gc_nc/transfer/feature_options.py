@@ -1,4 +1,4 @@
-"""What is done to embeddings before a head sees them."""
+"""Transformations of embeddings before a head sees them."""
 
 import jax
 from jaxtyping import Float, Shaped
@@ -13,15 +13,15 @@ def transform_features(
     center: Shaped[Array, "K"] | None = None,
     l2: bool = False,
 ) -> Float[Array, "N K"]:
-    """z, z - c, z / |z| or (z - c) / |z - c|: centred first, then brought to length 1.
+    """z, z - c, z / |z| or (z - c) / |z - c|: centred first, then scaled to length 1.
 
     Source: Wang, Chao, Weinberger, van der Maaten, SimpleShot (arXiv 1911.04623), section 3: UN,
     L2N and CL2N.
 
     Args:
       embeddings: (N, K); all real numbers are cast to float32.
-      center: (K,) c, as a rule the mean embedding of the source classes; None for none. A mean over
-        an episode's queries would not be inductive.
+      center: (K,) c, usually the mean embedding of the source classes; None to leave embeddings as
+        they are. A mean over an episode's queries would not be inductive.
       l2: whether to divide by the Euclidean norm. A zero vector stays zero; one that is not finite
         becomes NaN.
 
@@ -42,5 +42,5 @@ def transform_features(
     return _unit_vectors_compiled(embeddings) if l2 else embeddings
 
 
-# One pass over all images for a dozen.
+# Compiled into one pass over all images instead of a dozen.
 _unit_vectors_compiled = jax.jit(unit_vectors)

@@ -1,4 +1,4 @@
-"""Fine-tuning of a whole network on an episode's support, with a stated budget."""
+"""Fine-tuning of a whole network on an episode's support, for a given number of steps."""
 
 from collections.abc import Callable
 from functools import partial
@@ -32,40 +32,40 @@ def fine_tune_predictions(
 ) -> Int[Array, "N"]:
     """Way indices after T steps of full-batch SGD on all parameters and a new linear head.
 
-    With support mean o and root mean square t = sqrt(mean |z - o|^2) of the embeddings z before the
-    first step, both then kept, and u = (z - o) / t:
+    The embeddings z before the first step give the support mean o and the root mean square
+    t = sqrt(mean |z - o|^2), which both stay fixed. With u = (z - o) / t:
 
       logits = A^T u + b,  at first A_w = 2 mean_w(u), b_w = -|mean_w(u)|^2
       loss = mean over the W S support examples of the cross-entropy of softmax(logits)
 
-    At first logits are -|u - mean_w(u)|^2 but for a term that all ways share: without a step the
-    head is the nearest class mean, and what steps add is seen against it (Triantafillou et al.,
-    Proto-MAML, arXiv 1903.03096, section 3). By the unit t, a learning rate of the head means the
-    same for embeddings of any size. Nothing is fitted on queries.
+    At first the logits are -|u - mean_w(u)|^2 up to a term that all ways share. So with no steps
+    the head is the nearest class mean, to which more steps can be compared (Triantafillou et al.,
+    Proto-MAML, arXiv 1903.03096, section 3). The unit t gives the head's learning rate the same
+    meaning for embeddings of any size. Nothing is fitted on queries.
 
     Args:
-      embed_fn: pure (params, inputs (B, *input)) -> (B, K); BatchNorm takes running statistics. A
+      embed_fn: pure (params, inputs (B, *input)) -> (B, K); BatchNorm uses running statistics. A
         `jax.tree_util.Partial`, whose leaves may be those statistics, is compiled once for all
-        episodes of one shape; a plain function at every call, because it may close over what has
-        changed.
-      params: pytree of what is trained; left as it is.
+        episodes of the same shape. A plain function is compiled at every call, because it may close
+        over something that has changed.
+      params: pytree of the parameters to train; it is not changed.
       support_inputs: (W, S, *input), S examples of each way.
       query_inputs: (N, *input).
       num_steps: T, 0 or more.
-      learning_rate: of SGD, 0 or more, for network and head alike.
-      momentum: in [0, 1), heavy-ball.
+      learning_rate: learning rate of SGD, 0 or more, for both network and head.
+      momentum: heavy-ball momentum in [0, 1).
       report: called after each step with its number and the loss before it.
 
     Returns:
       (N,) int32 in 0..W-1, the lowest at ties; -1 for a query whose logits are not finite, and so
-      for all of them where training diverged.
+      for all queries if training diverged.
 
     Warns:
-      ImpureEmbeddingWarning: examples mix, so that a query may see the others.
+      ImpureEmbeddingWarning: examples mix, so a query's prediction may depend on other queries.
 
     Raises:
-      ValueError: fewer than 2 ways, no shots, other shapes; a setting outside its range; an
-        `embed_fn` that does not return (B, K).
+      ValueError: fewer than 2 ways, no shots, shapes that do not fit; a setting outside its range;
+        an `embed_fn` that does not return (B, K).
     """
     require_extra("train", "optax")
     check_function(embed_fn, "embed_fn", "(params, inputs (B, *input)) -> (B, K)")
@@ -85,7 +85,7 @@ def fine_tune_predictions(
     _warn_if_mixed(embed_fn, begin, params, support_inputs, embeddings)
     trained = params, head
     state = _optimizer(learning_rate, momentum).init(trained)
-    # In Python: XLA's CPU loops run convolutions about 4.5 times slower.
+    # A Python loop, because XLA's loops run convolutions about 4.5 times slower on the CPU.
     for number in range(1, num_steps + 1):
         trained, state, loss = step(
             trained, state, frame, support_inputs, learning_rate, jnp.float32(momentum)
@@ -117,14 +117,14 @@ class _Head(NamedTuple):
 
 
 class _Frame(NamedTuple):
-    """What the head measures embeddings from, and in which unit."""
+    """The origin and the unit in which the head measures embeddings."""
 
     origin: Float[Array, "K"]
     unit: Float[Array, ""]
 
 
 def _programs(embed_fn):
-    """begin, step and predict, shared between episodes only where they cannot be stale."""
+    """begin, step and predict, shared between episodes only if they cannot be stale."""
     shared = comparable(embed_fn)
     if shared is not None:
         return tuple(partial(program, shared) for program in _COMPILED)
@@ -138,7 +138,7 @@ def _begin(embed_fn, params, support_inputs):
     z = _embed(embed_fn, params, _flat(support_inputs))
     origin = jnp.mean(z, axis=0)
     offsets = z - origin[None]
-    # Squares of what is of order 1 are in range.
+    # Scaled to order 1, so that squares are in range.
     size = power_of_two_near(jnp.max(jnp.abs(offsets)))
     unit = size * jnp.sqrt(jnp.mean(jnp.sum((offsets / size) ** 2, axis=1)))
     unit = jnp.where(unit == 0, 1, unit)
@@ -170,7 +170,7 @@ _COMPILED = tuple(jit_for_device(function, any_function=True) for function in _F
 
 
 def _optimizer(learning_rate, momentum):
-    # Imported here: the other heads need no optax.
+    # Imported here, because the other heads do not need optax.
     import optax
 
     return optax.sgd(learning_rate, momentum)

@@ -1,6 +1,6 @@
-"""Multinomial logistic regression on the support, as a head: scikit-learn's, called from JAX.
+"""scikit-learn's multinomial logistic regression on the support, as a head called from JAX.
 
-Its solver is the reference that the field compares with; 2,000 episodes take it less than a minute.
+Its solver is the field's usual reference, and takes less than a minute for 2,000 episodes.
 """
 
 import warnings
@@ -27,10 +27,10 @@ def logistic_regression_predictions(
 
       (A, b) = argmin sum over support n of -log softmax(A^T z_n + b)[way of n] + lambda/2 |A|_F^2
 
-    The intercept b is not penalised. Fitted by scikit-learn's `LogisticRegression(C=1/lambda,
-    solver="lbfgs", tol=1e-4, max_iter=1000)` on the host, in float64, on embeddings less the
-    support's mean. Two ways are its binary form, which penalises A_1 - A_0 in place of A. Source:
-    Tian, Wang, Krishnan, Tenenbaum, Isola (arXiv 2003.11539), section 3.
+    The intercept b is not penalised. scikit-learn's `LogisticRegression(C=1/lambda, solver="lbfgs",
+    tol=1e-4, max_iter=1000)` fits it on the host, in float64, to embeddings minus the support's
+    mean. With two ways it is the binary form, which penalises A_1 - A_0 instead of A. Source: Tian,
+    Wang, Krishnan, Tenenbaum, Isola (arXiv 2003.11539), section 3.
 
     Args:
       support_embeddings: (W, S, K).

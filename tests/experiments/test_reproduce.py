@@ -90,7 +90,7 @@ def test_smoke(number, all_runs):
     assert image.startswith(b"\x89PNG")
     assert len(image) > 10_000
     page = write_report(all_runs).read_text()
-    assert html.escape(record["title"]) in page
+    assert record["title"] in html.unescape(page)
     # The same again: what was measured is kept.
     again = reproduce.make_figure(figure, "smoke", all_runs, members, base)
     assert again["findings"] == record["findings"]
@@ -113,7 +113,7 @@ def test_a_missing_run_is_named_and_the_rest_is_drawn(workdir, tmp_path):
     assert record["num_runs"] == len(members) - 2
     assert record["missing"] == [
         f"{gone}: the loss is NaN",
-        f"{broken}: train/neural_collapse of its last evaluation is no finite number",
+        f"{broken}: train/neural_collapse of its last evaluation is not a finite number",
     ]
 
 

@@ -336,7 +336,7 @@ def test_runs_on_other_classes_are_not_ranked_together(runs, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_ways": ["4"]}, "num_ways=4 but labels hold 3 classes"),
+        ({"num_ways": ["4"]}, "num_ways=4 but labels have 3 classes"),
         ({"num_shots": ["7"]}, "num_shots=7 .*num_queries=4 needs 11 of each class"),
         ({"num_ways": ["1"]}, "--num_ways=1 must be numbers of at least 2"),
         ({"num_ways": ["x"]}, "--num_ways=x must be numbers"),
@@ -360,8 +360,8 @@ def test_bad_folders_are_one_line(runs, tmp_path):
     for options, message in (
         ({}, "give --workdir"),
         ({"workdir": str(runs / "after_6"), "runs": str(runs)}, "give --workdir"),
-        ({"runs": str(tmp_path)}, "holds 0 runs"),
-        ({"runs": str(tmp_path / "x")}, "is no folder"),
+        ({"runs": str(tmp_path)}, "contains 0 runs"),
+        ({"runs": str(tmp_path / "x")}, "is not a folder"),
         ({"runs": str(runs), "step": "all"}, "one step each"),
     ):
         with pytest.raises(InputError, match=message):
@@ -371,7 +371,7 @@ def test_bad_folders_are_one_line(runs, tmp_path):
 def test_a_run_on_all_classes_has_none_to_transfer_to(runs):
     run = open_run(runs / "after_2")
     run = dataclasses.replace(run, held_classes={})
-    with pytest.raises(InputError, match=r"kept no test classes .*classes.split='random'"):
+    with pytest.raises(InputError, match=r"has no test classes .*classes.split='random'"):
         sample_tasks(run, Protocol(), [(5, 1)])
 
 

@@ -1,12 +1,15 @@
 """The page of figures: whole, honest, safe to open, and readable by anyone."""
 
+import configparser
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from gc_nc.errors import InputError
+from gc_nc.reproduction import report
 from gc_nc.reproduction.report import render_report, write_report
 
 PNG = b"\x89PNG\r\n\x1a\nthe picture"
@@ -109,11 +112,11 @@ def test_writes_one_file(tmp_path, save):
     save(a_record("A1", title="Appendix"))
     (tmp_path / "figures" / "notes.json").write_text("not a figure")
     (tmp_path / "report.html").write_text("an older one")
-    report = write_report(tmp_path)
-    assert report == tmp_path / "report.html"
+    written = write_report(tmp_path)
+    assert written == tmp_path / "report.html"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "report.html"]
     records = [a_record("1"), a_record("A1", title="Appendix")]
-    assert report.read_text("utf-8") == page_of(*records)
+    assert written.read_text("utf-8") == page_of(*records)
 
 
 def test_tags_balance_and_anchors_lead_somewhere():
@@ -270,7 +273,7 @@ def test_a_missing_image_is_named(tmp_path, save):
 
 def test_an_image_that_is_none_is_named(tmp_path, save):
     save(a_record("2")).with_suffix(".png").write_bytes(b"")
-    assert f"{tmp_path}/figures/figure_2.png is no PNG file" in message_of(tmp_path)
+    assert f"{tmp_path}/figures/figure_2.png is not a PNG file" in message_of(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b'{"number": "1', b"[]", b"", b"\xff"])
@@ -283,14 +286,14 @@ def test_broken_json_is_named(content, tmp_path, save):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"title": None}, "title None is no text"),
-        ({"number": "2", "caption": 3}, "caption 3 is no text"),
+        ({"title": None}, "title None is not a text"),
+        ({"number": "2", "caption": 3}, "caption 3 is not a text"),
         ({"findings": [{"claim": "x", "verdict": "holds"}]}, "'evidence'"),
-        ({"findings": [found("x", "maybe")]}, "'maybe' is none of holds, fails, cannot be told"),
-        ({"findings": ["x"]}, "no record of a figure"),
-        ({"findings": None}, "no record of a figure"),
-        ({"table": {"columns": ["a", "b"], "rows": [[1]]}}, "no record of a figure"),
-        ({"table": {"columns": ["a"], "rows": [[1], [1, 2]]}}, "no record of a figure"),
+        ({"findings": [found("x", "maybe")]}, "'maybe' is not one of holds, fails, cannot be told"),
+        ({"findings": ["x"]}, "not a record of a figure"),
+        ({"findings": None}, "not a record of a figure"),
+        ({"table": {"columns": ["a", "b"], "rows": [[1]]}}, "not a record of a figure"),
+        ({"table": {"columns": ["a"], "rows": [[1], [1, 2]]}}, "not a record of a figure"),
     ],
 )
 def test_a_faulty_record_is_named(fields, said, tmp_path, save):
@@ -306,7 +309,16 @@ def test_a_field_that_a_record_must_have(tmp_path, save):
     path = save(record)
     for key in ("number", "title", "scale", "caption", "image", "findings"):
         path.write_text(json.dumps({k: v for k, v in record.items() if k != key}))
-        assert f"no record of a figure (KeyError('{key}'))" in message_of(tmp_path)
+        assert f"not a record of a figure (KeyError('{key}'))" in message_of(tmp_path)
+
+
+def test_the_template_is_installed():
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[2] / "setup.cfg")
+    patterns = setup["options.package_data"]["gc_nc.reproduction"].split()
+    folder = Path(report.__file__).parent
+    files = {path for path in folder.iterdir() if path.is_file() and path.suffix != ".py"}
+    assert files == {path for pattern in patterns for path in folder.glob(pattern)} != set()
 
 
 def luminance(colour):

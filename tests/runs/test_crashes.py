@@ -213,7 +213,7 @@ def test_a_full_disk_stops_the_run_with_one_line_and_costs_no_more(tiny_run, no_
 def test_two_starts_at_once(tiny_run):
     config, workdir = tiny_run
     with run_directory.hold_run(workdir):
-        with pytest.raises(run_directory.RunInUseError, match="another process is at this run"):
+        with pytest.raises(run_directory.RunInUseError, match="is in use by another process"):
             loop.train(config, workdir)
         assert [path.name for path in workdir.iterdir()] == [".lock"]
     assert loop.train(config, workdir)["step"] == 8

@@ -239,7 +239,7 @@ def test_r1_a_failed_background_write_is_an_error(tiny_run, monkeypatch):
 
     config, workdir = tiny_run
     monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", fail)
-    with pytest.raises(StorageError, match=r"disk full\).*the same command goes on"):
+    with pytest.raises(StorageError, match=r"disk full\).*the same command resumes"):
         loop.train(config, workdir)
     assert not (workdir / "results.json").exists()
 
@@ -311,7 +311,7 @@ def test_an_exact_penalty_of_a_wide_embedding_is_refused_at_the_start(tiny_run):
     config, workdir = tiny_run
     config.model.width = 0.25
     config.gc_penalty.weight, config.gc_penalty.method = 1.0, "exact"
-    with pytest.raises(InputError, match="of the 128 dimensions of the embedding and allows 64"):
+    with pytest.raises(InputError, match="of the 128 dimensions of the embedding, at most 64"):
         loop.train(config, workdir)
     assert not workdir.exists()
 
@@ -367,7 +367,7 @@ def a_long_name(workdir):
         (a_file, "is not a folder that can be written to"),
         (below_a_file, "is not a folder that can be written to"),
         (a_pattern, r"has \[ \] in its path"),
-        (a_folder_of_something_else, "holds no run"),
+        (a_folder_of_something_else, "does not contain a run"),
         (a_broken_config, "cannot be read"),
         (a_list_for_a_config, "is not a JSON object"),
         (a_long_name, "cannot be used"),

@@ -95,7 +95,7 @@ def test_a_signal_ends_the_waiting_and_says_what_goes_on(sweep, capsys):
         Outcome(State.RUNNING, "job 7_0 is running"),
         Outcome(State.PENDING, "job 7_1 is pending"),
     ]
-    assert "the jobs go on; the same command waits for them" in capsys.readouterr().out
+    assert "the jobs continue; the same command waits for them" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) is before
 
 

@@ -51,7 +51,7 @@ def test_runs_of_another_config_are_refused_and_nothing_is_written(tmp_path):
     (run / "config.json").write_text(json.dumps(config.to_dict()))
     # A finished one too.
     (run / "results.json").write_text("{}")
-    with pytest.raises(InputError, match="seed=1 holds a run of another config: num_steps is 7"):
+    with pytest.raises(InputError, match="seed=1 contains a run of another config: num_steps is 7"):
         open_sweep(tmp_path, members(seed=(1, 2)))
     assert list(json.loads((tmp_path / "sweep.json").read_text())) == ["seed=0"]
 
@@ -71,8 +71,8 @@ def a_broken_sweep(workdir):
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (a_run, "holds a single run"),
-        (a_thesis, "is not empty and holds no sweep"),
+        (a_run, "has a single run"),
+        (a_thesis, "is not empty and has no sweep in it"),
         (a_broken_sweep, "sweep.json cannot be read"),
     ],
 )

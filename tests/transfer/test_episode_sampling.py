@@ -133,7 +133,7 @@ def test_a_large_class_is_drawn_evenly_to_its_end():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_ways": 5}, "num_ways=5 but labels hold 4 classes"),
+        ({"num_ways": 5}, "num_ways=5 but labels have 4 classes"),
         ({"num_ways": 1}, "num_ways=1 must be at least 2"),
         ({"num_shots": 0}, "num_shots=0 must be at least 1"),
         ({"num_queries": 0}, "num_queries=0 must be at least 1"),

@@ -1,1 +1,1 @@
-"""Run configurations; each file says what it reproduces and what it measured."""
+"""Run configurations; each file says what it reproduces and what was measured with it."""

@@ -1,7 +1,8 @@
 """VGG-11 with BatchNorm on six classes of CIFAR-10, for transfer to the other four.
 
-Reproduces no figure of arXiv 2405.15706: it is the paper's question, whether lower source GC goes
-with lower target NC and better few-shot accuracy, at a scale that fits two cores.
+This reproduces none of the figures of arXiv 2405.15706. It asks the paper's question, whether lower
+source GC goes with lower target NC and better few-shot accuracy, at a scale that fits two cores.
+docs/results/transfer.md has the results.
 
     python -m experiments.prepare --dataset=cifar10 --data_dir=DATA
     python -m experiments.train --config=experiments/configs/cifar10_transfer.py \\

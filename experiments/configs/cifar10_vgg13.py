@@ -1,7 +1,7 @@
 """VGG-13 on CIFAR-10, plain SGD: the network and data of figures 1, 3 and 5 of arXiv 2405.15706.
 
-Learning rate, batch size and length are ours: the paper's are not public. Prepare the data once,
-without TensorFlow, then train:
+Learning rate, batch size and length are ours, because the paper's are not public. Prepare the data
+once (this does not need TensorFlow), then train:
 
     python -m experiments.prepare --dataset=cifar10 --data_dir=DATA
     python -m experiments.train --config=experiments/configs/cifar10_vgg13.py \\

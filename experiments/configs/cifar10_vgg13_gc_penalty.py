@@ -1,14 +1,15 @@
 """VGG-13 on CIFAR-10 with an explicit GC penalty: the setting of the appendix of arXiv 2405.15706.
 
-Learning rate 0.01, batch 256 and the weights 0, 1e-7, 1e-6 and 1e-4 are the paper's, second-hand;
-momentum, length and the larger weights are ours. One run of the grid:
+Learning rate 0.01, batch size 256 and the weights 0, 1e-7, 1e-6 and 1e-4 are the paper's, as a
+summary of its figure reports them. Momentum, length and the larger weights are ours. This is one
+run of the grid:
 
     python -m experiments.train --config=experiments/configs/cifar10_vgg13_gc_penalty.py \\
         --config.data.data_dir=DATA --config.gc_penalty.weight=1e-4 --config.seed=0 \\
         --workdir=runs/gc_penalty/1e-4_0
 
-Three at a time on one H200, it took 62 to 83 steps a second; results and figure are in
-docs/results/gc_penalty.md.
+On one H200, with three runs at a time, a run made 62 to 83 steps a second.
+docs/results/gc_penalty.md has the results and the figure.
 """
 
 from ml_collections import ConfigDict

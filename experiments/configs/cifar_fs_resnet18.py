@@ -1,8 +1,9 @@
 """ResNet-18 on CIFAR-FS: the network and data of figure 4 of arXiv 2405.15706.
 
-64 source, 16 validation and 20 target classes of CIFAR-100 (arXiv 1805.08136), all 600 images of
-each, divided by class name; a sixth of each source class is held out. Learning rate, batch size,
-schedule and length are ours: the paper's are not public. Not run by us yet.
+CIFAR-FS divides the classes of CIFAR-100 by name into 64 source, 16 validation and 20 target
+classes (arXiv 1805.08136). All 600 images of each class are used, and a sixth of each source class
+is held out. Learning rate, batch size, schedule and length are ours, because the paper's are not
+public. We have not run this config yet.
 
     python -m experiments.prepare --dataset=cifar100 --data_dir=DATA
     python -m experiments.train --config=experiments/configs/cifar_fs_resnet18.py \\

@@ -1,8 +1,8 @@
 """VGG-11 on Fashion-MNIST, plain SGD: the network and data of an appendix figure of 2405.15706.
 
-Learning rate, batch size and length are ours: the paper's are not public. Reads the four IDX files
-(Debian: apt-get install dataset-fashion-mnist) or, with --config.data.source=tfds, what
-experiments.prepare writes:
+Learning rate, batch size and length are ours, because the paper's are not public. The config reads
+the four IDX files (on Debian: apt-get install dataset-fashion-mnist) or, with
+--config.data.source=tfds, what experiments.prepare writes:
 
     python -m experiments.train --config=experiments/configs/fashion_mnist_vgg11.py \\
         --config.data.data_dir=/usr/share/datasets/fashion-mnist --workdir=runs/fashion_mnist_vgg11

@@ -1,10 +1,10 @@
 """ResNet-18 on mini-ImageNet: the data of an appendix figure of arXiv 2405.15706.
 
-64 source, 16 validation and 20 target classes by WordNet id, in the split of Ravi and Larochelle,
-600 images of each, resized to 84x84 once; a sixth of each source class is held out. DATA holds a
-folder a class, n01532829 and so on, with the 600 images of the published list; they may lie below
-train/, val/ and test/. Learning rate, batch size, schedule and length are ours: the paper's are not
-public. Not run by us yet.
+The split of Ravi and Larochelle has 64 source, 16 validation and 20 target classes, given by
+WordNet id, with 600 images each. The images are resized to 84x84 once, and a sixth of each source
+class is held out. DATA contains one folder for each class, such as n01532829, with the 600 images
+of the published list; the folders may lie below train/, val/ and test/. Learning rate, batch size,
+schedule and length are ours, because the paper's are not public. We have not run this config yet.
 
     python -m experiments.train --config=experiments/configs/mini_imagenet_resnet18.py \\
         --config.data.data_dir=DATA --config.seed=0 --workdir=runs/mini_imagenet/0

@@ -1,8 +1,9 @@
 """VGG-11 with BatchNorm on Omniglot's background characters, for transfer to its evaluation ones.
 
-Reproduces no figure of arXiv 2405.15706: it is the paper's question, whether lower source GC goes
-with better few-shot accuracy, at a scale that fits two cores. DATA is an NPZ file with images
-(N, 28, 28) in uint8, labels and split (0 background, 1 evaluation).
+This reproduces none of the figures of arXiv 2405.15706. It asks the paper's question, whether lower
+source GC goes with better few-shot accuracy, at a scale that fits two cores. DATA is an NPZ file
+with images (N, 28, 28) in uint8, labels, and split (0 for background, 1 for evaluation).
+docs/results/transfer.md has the results.
 
     python -m experiments.train --config=experiments/configs/omniglot_transfer.py \\
         --config.data.data_dir=DATA --config.optimizer.learning_rate=0.03 --config.seed=0 \\

@@ -1,1 +1,1 @@
-"""Configs and sweeps of the figures that `experiments.reproduce` draws, at four scales."""
+"""Configs and sweeps of the figures that `experiments.reproduce` draws, at up to four scales."""

@@ -1,11 +1,11 @@
 """ResNet-18 on CIFAR-10: an appendix figure of arXiv 2405.15706, A1 here.
 
-Rows change learning rate, batch size and L2, one at a time. All values are ours: the paper's grids
-are not public.
+The rows of the figure change learning rate, batch size and L2, one at a time. All values are ours,
+because the paper's grids are not public.
 
     python -m experiments.reproduce --figure=A1 --scale=paper --data_dir=DATA --workdir=DIR
 
-paper: full width, all images, 5 seeds; not run by us.
+paper: full width, all images, 5 seeds. We have not run it.
 smoke: checks the pipeline; its numbers mean nothing.
 """
 
@@ -42,7 +42,7 @@ def get_config(scale: str = "paper") -> ConfigDict:
 
 
 def get_sweep(scale: str = "paper") -> list[dict[str, Any]]:
-    """A row a setting, for each seed."""
+    """One row of values for each setting, with every seed."""
     check_scale(scale, _SCALES)
     if scale == "smoke":
         return smoke_sweep()

@@ -1,11 +1,13 @@
 """ResNet-18 on CIFAR-100: figure 2 of arXiv 2405.15706, and ours on the estimators' cost.
 
-One run, whose GC is then measured exactly and from samples. All settings are ours.
+This is one run, whose GC is then measured exactly and from samples. All settings are ours.
 
     python -m experiments.reproduce --figure=2 --scale=small --data_dir=DATA --workdir=DIR
 
-paper: full width, all images. small: width 0.25 on 1,000 images of CIFAR-10, to training accuracy 1
-and on; results in docs/results/. smoke: checks the pipeline; its numbers mean nothing.
+paper: full width, all images. We have not run it.
+small: width 0.25 on 1,000 images of CIFAR-10, until some epochs after training accuracy 1.
+docs/results/ has the results.
+smoke: checks the pipeline; its numbers mean nothing.
 """
 
 from typing import Any
@@ -19,7 +21,7 @@ _SCALES = ("paper", "small", "smoke")
 
 
 def get_config(scale: str = "paper") -> ConfigDict:
-    """100 epochs; small until 5 epochs after training accuracy 1."""
+    """100 epochs; at the small scale, until 5 epochs after training accuracy 1."""
     check_scale(scale, _SCALES)
     if scale == "smoke":
         return smoke_config()

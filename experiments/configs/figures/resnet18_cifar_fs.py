@@ -1,16 +1,18 @@
 """ResNet-18 on CIFAR-FS: figure 4 of arXiv 2405.15706.
 
-64 source classes of CIFAR-100, 16 validation and 20 target classes; rows change learning rate,
-batch size and L2. Settings and grids are ours: the paper's are not public.
+CIFAR-100 is divided into 64 source, 16 validation and 20 target classes. The rows of the figure
+change learning rate, batch size and L2. All settings and grids are ours, because the paper's are
+not public.
 
     python -m experiments.reproduce --figure=4 --scale=small --data_dir=DATA --workdir=DIR \\
         --rows=docs/results/runs
 
-paper: full width, all images, 5 seeds; not run by us. small: width 0.25, 150 images of each source
-class to train on and 50 that are held out, 200 of each other class, momentum 0.9, a constant rate,
-until the training loss is 0.5: all runs that get there are compared at the same fit. Without
-augmentation, which would take more than twice as long to that loss at this size. 14 settings with 2
-seeds; seed 0 of all rows comes first, the learning rates before the others.
+paper: full width, all images, 5 seeds. We have not run it.
+small: width 0.25, with 150 training and 50 held-out images of each source class and 200 images of
+each other class; momentum 0.9 and a constant learning rate. A run ends when its training loss is
+0.5, so that all runs that get there are compared at equal fit. There is no augmentation, with which
+a run of this size takes more than twice as long to reach that loss. There are 14 settings with 2
+seeds; seed 0 of all rows comes first, and the learning rates come before the other rows.
 smoke: checks the pipeline; its numbers mean nothing.
 """
 
@@ -43,21 +45,21 @@ def get_config(scale: str = "paper") -> ConfigDict:
         config.optimizer.l2 = 0.0
         config.schedule.name = "constant"
         config.stop_at_train_loss = 0.5
-        # 20 epochs of the smallest batch, 80 of the base.
+        # 20 epochs with the smallest batch, 80 with the base one.
         config.num_steps = 12_000
-        # An epoch of the base; an evaluation takes as long as 50 of its steps.
+        # One epoch of the base config; an evaluation takes as long as 50 of its steps.
         config.evaluation.every_steps = 150
         config.evaluation.gc_probes = 2
         config.monitor.every_steps = 0
         config.checkpoint.every_steps = 600
         config.checkpoint.keep = 30
-        # Of no use here, and one more to write at each evaluation.
+        # The best checkpoint is not used here and would be one more to write at each evaluation.
         config.checkpoint.best_metric = ""
     return config
 
 
 def get_sweep(scale: str = "paper") -> list[dict[str, Any]]:
-    """A row a setting, for each seed."""
+    """One row of values for each setting, with every seed."""
     check_scale(scale, _SCALES)
     if scale == "smoke":
         return smoke_sweep()
@@ -67,7 +69,7 @@ def get_sweep(scale: str = "paper") -> list[dict[str, Any]]:
             "batch_size": (16, 32, 64, 96, 128),
             "optimizer.l2": (0.0, 1e-4, 3e-4, 1e-3, 2e-3),
         }
-        # A sweep that is cut short has whole rows.
+        # Seed by seed, so that a sweep that is cut short has whole rows.
         return [overrides for seed in range(2) for overrides in one_at_a_time(values, (seed,))]
     values = {
         "optimizer.learning_rate": (0.01, 0.025, 0.05, 0.1),

@@ -1,12 +1,12 @@
 """ResNet-18 on mini-ImageNet: an appendix figure of arXiv 2405.15706, A5 here.
 
-64 source and 20 target classes; rows change learning rate, batch size and L2. All values are ours:
-the paper's grids are not public. DATA is a folder a class, as in
-experiments/configs/mini_imagenet_resnet18.py.
+There are 64 source and 20 target classes. The rows of the figure change learning rate, batch size
+and L2. All values are ours, because the paper's grids are not public. DATA contains one folder for
+each class, as in experiments/configs/mini_imagenet_resnet18.py.
 
     python -m experiments.reproduce --figure=A5 --scale=paper --data_dir=DATA --workdir=DIR
 
-paper: full width, all images, 5 seeds; not run by us.
+paper: full width, all images, 5 seeds. We have not run it.
 smoke: checks the pipeline; its numbers mean nothing.
 """
 

@@ -1,11 +1,11 @@
 """ResNet-50 on CIFAR-100: an appendix figure of arXiv 2405.15706, A4 here.
 
-Rows change learning rate, batch size and L2, one at a time. All values are ours: the paper's grids
-are not public.
+The rows of the figure change learning rate, batch size and L2, one at a time. All values are ours,
+because the paper's grids are not public.
 
     python -m experiments.reproduce --figure=A4 --scale=paper --data_dir=DATA --workdir=DIR
 
-paper: full width, all images, 5 seeds; not run by us.
+paper: full width, all images, 5 seeds. We have not run it.
 smoke: checks the pipeline; its numbers mean nothing.
 """
 

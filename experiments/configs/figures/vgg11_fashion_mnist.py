@@ -1,12 +1,14 @@
 """VGG-11 on Fashion-MNIST: an appendix figure of arXiv 2405.15706, A3 here.
 
-Rows change learning rate, batch size and L2, one at a time. All values are ours: the paper's grids
-are not public. DATA holds the four IDX files (Debian: apt-get install dataset-fashion-mnist).
+The rows of the figure change learning rate, batch size and L2, one at a time. All values are ours,
+because the paper's grids are not public. DATA contains the four IDX files (on Debian: apt-get
+install dataset-fashion-mnist).
 
     python -m experiments.reproduce --figure=A3 --scale=small --data_dir=DATA --workdir=DIR
 
-paper: full width, all images, 5 seeds; not run by us. small: width 0.25 on 1,000 images, learning
-rates only, 3 seeds; results in docs/results/. smoke: checks the pipeline; its numbers mean nothing.
+paper: full width, all images, 5 seeds. We have not run it.
+small: width 0.25 on 1,000 images, only learning rates, 3 seeds. docs/results/ has the results.
+smoke: checks the pipeline; its numbers mean nothing.
 """
 
 from typing import Any
@@ -40,7 +42,7 @@ def get_config(scale: str = "paper") -> ConfigDict:
 
 
 def get_sweep(scale: str = "paper") -> list[dict[str, Any]]:
-    """A row a setting, for each seed."""
+    """One row of values for each setting, with every seed."""
     check_scale(scale, _SCALES)
     if scale == "smoke":
         return smoke_sweep()

@@ -1,18 +1,20 @@
 """VGG-13 on CIFAR-10: figures 1, 3 and 5 of arXiv 2405.15706, and ours on bounds and flatness.
 
-Three rows change one setting each: learning rate, batch size, L2. All values are ours: the paper's
-grids are not public.
+Each of the three rows changes one setting: learning rate, batch size or L2. All values are ours,
+because the paper's grids are not public.
 
     python -m experiments.reproduce --figure=1 --scale=small --data_dir=DATA --workdir=DIR
 
-or only the runs, which may also go to a cluster:
+makes the figure. To make only the runs, perhaps on a cluster:
 
     python -m experiments.sweep --config=experiments/configs/figures/vgg13_cifar10.py:paper \\
         --config.data.data_dir=DATA --workdir=DIR/vgg13_cifar10
 
-paper: full width, all images, 5 seeds. small: width 0.25 on 1,000 images of 5 classes, the other 5
-kept for transfer, 3 seeds (5 of the config itself); results in docs/results/. demo: width 0.25 on
-scikit-learn's digits, learning rates only. smoke: checks the pipeline; its numbers mean nothing.
+paper: full width, all images, 5 seeds. We have not run it.
+small: width 0.25 on 1,000 images of 5 classes, with the other 5 kept for transfer; 3 seeds for each
+setting and 5 for the config itself. docs/results/ has the results.
+demo: width 0.25 on scikit-learn's digits, only learning rates.
+smoke: checks the pipeline; its numbers mean nothing.
 """
 
 from typing import Any
@@ -57,7 +59,7 @@ def get_config(scale: str = "paper") -> ConfigDict:
 
 
 def get_sweep(scale: str = "paper") -> list[dict[str, Any]]:
-    """A row a setting, for each seed."""
+    """One row of values for each setting, with every seed."""
     check_scale(scale, SCALES)
     if scale == "demo":
         return one_at_a_time({"optimizer.learning_rate": (0.01, 0.03, 0.1)}, range(3))

@@ -1,12 +1,13 @@
 """VGG-13 on CIFAR-10 with an explicit GC penalty: an appendix figure of arXiv 2405.15706, A6 here.
 
-One row, the weight of the penalty. Learning rate 0.01, batch 256 and the weights up to 1e-4 are the
-paper's, second-hand; the rest is ours.
+The only row changes the weight of the penalty. Learning rate 0.01, batch size 256 and the weights
+up to 1e-4 are the paper's, as a summary of its figure reports them; the rest is ours.
 
     python -m experiments.reproduce --figure=A6 --scale=small --workdir=DIR
 
-paper: full width, all images, 5 seeds. small: VGG-11 on scikit-learn's digits, 3 seeds; results in
-docs/results/. smoke: checks the pipeline; its numbers mean nothing.
+paper: full width, all images, 5 seeds. We have not run it.
+small: VGG-11 on scikit-learn's digits, 3 seeds. docs/results/ has the results.
+smoke: checks the pipeline; its numbers mean nothing.
 """
 
 from typing import Any
@@ -32,7 +33,7 @@ def get_config(scale: str = "paper") -> ConfigDict:
 
 
 def get_sweep(scale: str = "paper") -> list[dict[str, Any]]:
-    """A row of weights, for each seed."""
+    """One row of weights, with every seed."""
     check_scale(scale, _SCALES)
     if scale == "smoke":
         return one_at_a_time({"gc_penalty.weight": (0.0, 1e-3)}, range(2))

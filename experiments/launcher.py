@@ -1,4 +1,4 @@
-"""What all launchers share: flags, and one line instead of a traceback for a user's mistake."""
+"""What all commands share: flags, and a one-line error instead of a traceback for a mistake."""
 
 import contextlib
 import itertools
@@ -30,7 +30,7 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT
 _CACHE_DIR = flags.DEFINE_string(
     "compilation_cache_dir",
     None,
-    "Where compiled programs are kept for the next start; empty keeps none. Default:"
+    "Folder where compiled programs are kept for the next start; empty keeps none. Default:"
     " JAX_COMPILATION_CACHE_DIR, or gc_nc/xla in the user's cache folder.",
 )
 

@@ -3,11 +3,11 @@
     python -m experiments.measure --workdir=DIR [--step=latest|all|N] [--splits=train,test]
         [--gc_examples=1024] [--gc_probes=4] [--flatness_examples=128] [--data_dir=...]
 
-Prints a table a step, merges the numbers into DIR/measurements.json and draws all pairs of classes
-in DIR/figures/cdnv_SPLIT_STEP.png. The same command again gives the same numbers.
+Prints a table for each step, merges the numbers into DIR/measurements.json and draws all pairs of
+classes in DIR/figures/cdnv_SPLIT_STEP.png. The same command gives the same numbers again.
 
-Exit codes: 0 measured; 2 bad input, nothing was written; 130 stopped by Ctrl-C, the steps measured
-so far are written.
+Exit codes: 0, measured; 2, bad input, and nothing was written; 130, stopped by Ctrl-C, and the
+steps measured so far are written.
 """
 
 from pathlib import Path
@@ -25,17 +25,24 @@ from gc_nc.runs import finished_run
 
 # Other commands have flags of the same name, and tests import several commands.
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", allow_override=True)
-_STEP = flags.DEFINE_string("step", "latest", "Checkpoint: latest, all or a step.")
-_SPLITS = flags.DEFINE_list("splits", list(full_measurement.SPLITS), "Of train and test.")
+_STEP = flags.DEFINE_string("step", "latest", "Which checkpoint: latest, all, or a step.")
+_SPLITS = flags.DEFINE_list(
+    "splits", list(full_measurement.SPLITS), "Splits to measure: train, test or both."
+)
 _GC_EXAMPLES = flags.DEFINE_integer(
     "gc_examples", 1024, "Random examples of each split for geometric complexity.", lower_bound=2
 )
-_GC_PROBES = flags.DEFINE_integer("gc_probes", 4, "Products an example of these.", lower_bound=1)
+_GC_PROBES = flags.DEFINE_integer(
+    "gc_probes", 4, "Random Jacobian products for each of these examples.", lower_bound=1
+)
 _FLATNESS_EXAMPLES = flags.DEFINE_integer(
-    "flatness_examples", 128, "Random examples for gradient and Hessian; 0: none.", lower_bound=0
+    "flatness_examples",
+    128,
+    "Random examples for the gradient and the Hessian; 0 leaves both out.",
+    lower_bound=0,
 )
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where the data are now, if they were moved.", allow_override=True
+    "data_dir", None, "Where the data are now, if they have moved.", allow_override=True
 )
 
 

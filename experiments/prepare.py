@@ -1,9 +1,9 @@
-"""Makes the TFDS directory of a data set from its official archive, without TensorFlow.
+"""Makes the TFDS directory of a data set from its official archive. TensorFlow is not needed.
 
     python -m experiments.prepare --dataset=cifar10 --data_dir=DIR [--archive=PATH]
 
-Downloads the archive to DIR/downloads, or takes a copy: the tar.gz of CIFAR, or a folder with the
-four files of MNIST or Fashion-MNIST. `tfds.data_source` reads the result.
+Downloads the archive to DIR/downloads, or reads a copy of it: the tar.gz of CIFAR, or a folder with
+the four files of MNIST or Fashion-MNIST. `tfds.data_source` reads the result.
 """
 
 import sys
@@ -19,15 +19,17 @@ from gc_nc.errors import InputError
 
 _NAMES = list(official_archives.READERS)
 # Not marked as required: that would hold for every program that imports this module.
-_DATASET = flags.DEFINE_enum("dataset", None, _NAMES, "The set to prepare.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of TFDS directories, to write to.")
+_DATASET = flags.DEFINE_enum("dataset", None, _NAMES, "The data set to prepare.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of TFDS directories to write to.")
 _ARCHIVE = flags.DEFINE_string(
-    "archive", None, "Copy of the official archive: CIFAR's tar.gz, or a folder of IDX files."
+    "archive",
+    None,
+    "Copy of the official archive: CIFAR's tar.gz, or a folder of IDX files. Default: download it.",
 )
 
 
 def main(argv: list[str]) -> None:
-    """Prepares one data set, or says that it is there."""
+    """Prepares one data set, or says that it is already there."""
     del argv
     if not _DATASET.value or not _DATA_DIR.value:
         raise InputError(f"pass --dataset (one of {', '.join(_NAMES)}) and --data_dir, a folder")

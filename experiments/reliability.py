@@ -1,15 +1,15 @@
-"""Kills a run at random moments until it is done, and compares it with one that was left alone.
+"""Kills a run at random moments until it is done, and compares it with an unbroken one.
 
     python -m experiments.reliability --kills=100 --workdir=DIR [--seed=0] [--steps=100]
         [--signal=KILL|TERM]
 
-The run is short, on the embedded digits, and saves every few steps, so that a kill often comes
-while it starts, saves or ends. Each start is killed after a random part of the time that an
-unbroken run takes, every second one after so much as a quarter of it from the first checkpoint that
-the start writes; a run that gets to its end is compared and another one begins, until --kills
-were spent. Parameters, optimizer state and every record of metrics.jsonl (but its clock readings)
-must be those of the unbroken run, bit for bit. Prints one line a start and, last, a JSON object;
-exit code 1 if anything differs.
+The run is short, uses the embedded digits and saves every few steps, so that a kill often comes
+while it starts, saves or ends. Starts are killed in two ways, by turns: after a random part of the
+time that an unbroken run takes, or after up to a quarter of that time counted from the first
+checkpoint that the start writes. A run that reaches its end is compared and another one begins,
+until --kills starts were killed. Parameters, optimizer state and every record of metrics.jsonl
+except clock readings must be those of the unbroken run, bit for bit. Prints one line for each start
+and finally a JSON object. Exit code 1 means that something differs.
 """
 
 import json
@@ -28,11 +28,11 @@ from experiments import launcher
 from gc_nc.errors import InputError
 from gc_nc.runs.run_directory import read_records
 
-_KILLS = flags.DEFINE_integer("kills", 100, "How many starts are killed.", lower_bound=1)
-_WORKDIR = flags.DEFINE_string("workdir", None, "A new folder.", allow_override=True)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the moments.", allow_override=True)
-_STEPS = flags.DEFINE_integer("steps", 100, "Of the run.", lower_bound=1)
-_SIGNAL = flags.DEFINE_enum("signal", "KILL", ["KILL", "TERM"], "What the starts are killed by.")
+_KILLS = flags.DEFINE_integer("kills", 100, "Number of starts to kill.", lower_bound=1)
+_WORKDIR = flags.DEFINE_string("workdir", None, "New folder for the runs.", allow_override=True)
+_SEED = flags.DEFINE_integer("seed", 0, "Seeds the moments of the kills.", allow_override=True)
+_STEPS = flags.DEFINE_integer("steps", 100, "Number of steps of the run.", lower_bound=1)
+_SIGNAL = flags.DEFINE_enum("signal", "KILL", ["KILL", "TERM"], "Signal to kill with.")
 
 _OVERRIDES = {
     "model.width": 0.05,

@@ -1,22 +1,23 @@
-"""Reproduces a figure of the paper: runs, picture, and a verdict on each of its claims.
+"""Reproduces a figure of the paper: its runs, its picture, and a verdict on each of its claims.
 
     python -m experiments.reproduce --list
     python -m experiments.reproduce --figure=1 --scale=demo --workdir=DIR
     python -m experiments.reproduce --figure=1,3,5 --scale=small --data_dir=DATA --workdir=DIR
 
-Runs what is missing of the figure's sweep in DIR/SWEEP (a folder that experiments.sweep takes too,
-as on a cluster), draws DIR/figures/figure_1.png, judges the claims in figure_1.json and writes all
-that is in DIR/figures/ to DIR/report.html, one page that needs no network. The same command again
-goes on.
+Trains the missing runs of the figure's sweep in DIR/SWEEP (experiments.sweep can make them in the
+same folder, for example on a cluster), draws DIR/figures/figure_1.png, judges the claims in
+figure_1.json, and writes all figures in DIR/figures/ to DIR/report.html, one page that works
+offline. The same command resumes if it was stopped.
 
     python -m experiments.reproduce --figure=4 --scale=small --data_dir=DATA --workdir=DIR \\
         --rows=docs/results/runs
 
-trains one run after the other instead, and measures each as soon as it ends: all that is found of
-it goes to a small file, ROWS/SWEEP/RUN.json. Several such commands may share a folder.
+trains one run after the other instead, and measures each as soon as it ends. All results of a run
+go into one small file, ROWS/SWEEP/RUN.json. Several such commands may share a folder.
 
-Exit codes: 0 drawn from all runs; 1 some runs or figures are missing, and why is said; 2 bad input;
-128 + its number stopped by a signal (130 Ctrl-C, 143 SIGTERM), the runs have saved their state.
+Exit codes: 0, drawn from all runs; 1, some runs or figures are missing, and the output says why; 2,
+bad input; 128 + the signal's number, stopped by a signal (130 Ctrl-C, 143 SIGTERM), and the runs
+have saved their state.
 """
 
 import os
@@ -41,23 +42,27 @@ from gc_nc.sweeps.sweep_status import outcome_table
 
 # Other commands have flags of the same names, and tests import several commands.
 _FIGURE = flags.DEFINE_list(
-    "figure", None, "Number of a figure, several as in 1,3, or all.", allow_override=True
+    "figure", None, "Figure to make, several as in 1,3, or all.", allow_override=True
 )
-_SCALE = flags.DEFINE_enum("scale", "demo", ("paper", "small", "demo", "smoke"), "See --list.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of runs and figures.", allow_override=True)
+_SCALE = flags.DEFINE_enum(
+    "scale", "demo", ("paper", "small", "demo", "smoke"), "Size of the runs; see --list."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for runs and figures.", allow_override=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the images are.", allow_override=True)
 _MAX_PARALLEL = flags.DEFINE_integer(
     "max_parallel",
     None,
-    "Runs at once. Default: one, or one a core up to 4 where there is no GPU.",
+    "Number of runs at the same time. Default: one on a GPU, otherwise one for each core, up to 4.",
     lower_bound=1,
     allow_override=True,
 )
-_GPUS = flags.DEFINE_integer("gpus", 0, "GPUs of each run.", lower_bound=0, allow_override=True)
+_GPUS = flags.DEFINE_integer(
+    "gpus", 0, "Number of GPUs for each run.", lower_bound=0, allow_override=True
+)
 _ROWS = flags.DEFINE_string(
     "rows",
     None,
-    "Folder that gets a file of all that is measured of each run.",
+    "Folder for a file with everything that is measured of each run.",
     allow_override=True,
 )
 _EXECUTOR = flags.DEFINE_enum(
@@ -68,7 +73,7 @@ _EXECUTOR = flags.DEFINE_enum(
     " Default: inline for smoke, demo and on GPUs.",
     allow_override=True,
 )
-_LIST = flags.DEFINE_bool("list", False, "Shows the figures, their claims and what they cost.")
+_LIST = flags.DEFINE_bool("list", False, "Lists the figures, their claims and what they cost.")
 _CONFIGS = Path(__file__).parent / "configs" / "figures"
 
 

@@ -1,4 +1,4 @@
-"""The config.json of a run, or of a sweep's member, as the config of another.
+"""Uses the config.json of a run, or of a member of a sweep, as the config of another run.
 
     python -m experiments.train --config=experiments/stored_config.py:runs/digits/config.json \\
         --workdir=DIR [--config.KEY=VALUE ...]

@@ -5,13 +5,13 @@
     python -m experiments.sweep --config=FILE --workdir=DIR --executor=slurm --partition=NAME
         --time=MINUTES --gpus=N --max_parallel=N [--sbatch=KEY=VALUE ...]
 
-The config file has, beside get_config(), a get_sweep() that returns a list of overrides; see
-gc_nc.sweeps.grid. Each member is a run in DIR/NAME, named by its overrides, with its output in
-DIR/logs/NAME.log. The same command again does what is missing, and only that.
+The config file has, beside get_config(), a get_sweep() that returns a list of overrides, such as
+gc_nc.sweeps.grid makes. Each member is a run in DIR/NAME, named by its overrides, and its output is
+in DIR/logs/NAME.log. Given again, the same command runs only what is missing.
 
-Exit codes: 0 all members are done; 1 some are not, and the table says why; 2 bad input, nothing was
-started; 128 + its number stopped by a signal (130 Ctrl-C, 143 SIGTERM): here the members have saved
-their state, on a cluster they go on.
+Exit codes: 0, all members are done; 1, some are not, and the table says why; 2, bad input, and
+nothing was started; 128 + the signal's number, stopped by a signal (130 Ctrl-C, 143 SIGTERM). On
+this machine the members have then saved their state; on a cluster they keep running.
 """
 
 import sys
@@ -37,7 +37,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     "Config file with get_sweep(); --config.KEY=VALUE changes all members.",
     lock_config=True,
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the sweep, with one for each run.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the sweep, with a folder for each run."
+)
 _EXECUTOR = flags.DEFINE_enum(
     "executor",
     "local",
@@ -46,16 +48,20 @@ _EXECUTOR = flags.DEFINE_enum(
     " machine, or as jobs of a Slurm cluster.",
     allow_override=True,
 )
-_MAX_PARALLEL = flags.DEFINE_integer("max_parallel", 1, "Runs at once.", lower_bound=1)
-_GPUS = flags.DEFINE_integer("gpus", 0, "GPUs of each run.", lower_bound=0)
+_MAX_PARALLEL = flags.DEFINE_integer(
+    "max_parallel", 1, "Number of runs at the same time.", lower_bound=1
+)
+_GPUS = flags.DEFINE_integer("gpus", 0, "Number of GPUs for each run.", lower_bound=0)
 _SLURM_FLAGS = (
-    flags.DEFINE_string("partition", None, "Slurm: of the jobs."),
+    flags.DEFINE_string("partition", None, "Slurm: partition of the jobs."),
     flags.DEFINE_integer(
-        "time", None, "Slurm: minutes of a job; a longer run takes several.", lower_bound=1
+        "time", None, "Slurm: minutes for each job; a longer run takes several jobs.", lower_bound=1
     ),
-    flags.DEFINE_integer("cpus", None, "Slurm: cores of each run.", lower_bound=1),
-    flags.DEFINE_string("account", None, "Slurm: who pays."),
-    flags.DEFINE_list("sbatch", None, "Slurm: other options, as in mem=32G,constraint=a100."),
+    flags.DEFINE_integer("cpus", None, "Slurm: number of cores for each run.", lower_bound=1),
+    flags.DEFINE_string("account", None, "Slurm: account to charge."),
+    flags.DEFINE_list(
+        "sbatch", None, "Slurm: other options of sbatch, as in mem=32G,constraint=a100."
+    ),
 )
 
 

@@ -1,19 +1,20 @@
-"""Trains a network and follows its geometric complexity and neural collapse.
+"""Trains a network and tracks its geometric complexity and neural collapse.
 
     python -m experiments.train --config=experiments/configs/digits.py --workdir=DIR
         [--config.KEY=VALUE ...]
 
 Writes to DIR: config.json, metadata.json, metrics.jsonl, TensorBoard events, checkpoints/,
-figures/run.png and, when finished, results.json. The same command again goes on where it stopped;
-on a finished run it prints the table and writes nothing.
+figures/run.png and, when finished, results.json. The same command resumes a run that was stopped.
+On a finished run it prints the table and writes nothing.
 
-Exit codes: 0 finished; 1 the run failed (the loss diverged, something could not be written); 2 bad
-input, nothing was written; 3 another process is at this run; 128 + its number stopped by a signal,
-state saved (130 Ctrl-C, 138 SIGUSR1, 140 SIGUSR2, 143 SIGTERM).
+Exit codes: 0, the run is finished; 1, it failed (the loss diverged, or something could not be
+written); 2, bad input, and nothing was written; 3, another process is training this run; 128 + the
+signal's number, a signal stopped it and its state was saved (130 Ctrl-C, 138 SIGUSR1, 140 SIGUSR2,
+143 SIGTERM).
 
-A batch is divided among all devices. Several processes make one run, with the devices of all, where
-Slurm's srun or a TPU slice started them, or with --coordinator_address, --num_processes and
---process_id.
+Each batch is divided among all devices. Several processes train one run together, on the devices of
+all of them, if Slurm's srun or a TPU slice started them, or if each is given --coordinator_address,
+--num_processes and --process_id.
 """
 
 import contextlib
@@ -37,18 +38,22 @@ from gc_nc.runs.settings import settings_help
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file; --config.KEY=VALUE overrides a key.", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this one run.")
-_NUM_DEVICES = flags.DEFINE_integer("num_devices", None, "Of all processes. Default: all.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run, and of no other.")
+_NUM_DEVICES = flags.DEFINE_integer(
+    "num_devices", None, "Number of devices to use, over all processes. Default: all."
+)
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
     "auto",
     hosts.DISTRIBUTED,
-    "Whether other processes make this run too: as a scheduler's variables say, or yes and JAX"
-    " finds out how.",
+    "Whether other processes take part in this run. auto: if a scheduler's variables say so; yes:"
+    " they do, and JAX finds them; no: this process is alone.",
 )
-_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of this run.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "Address of process 0, as host:port."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of this run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
 
 
 def main(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Few-shot transfer of trained runs to the classes that they kept from training.
+"""Few-shot transfer of trained runs to the classes that were kept out of their training.
 
     python -m experiments.transfer --workdir=DIR [--step=latest|all|N] [--split=test|val]
         [--num_ways=5] [--num_shots=1,5] [--num_queries=15] [--num_episodes=2000] [--seed=0]
@@ -7,13 +7,14 @@
         [--fine_tuning_steps=50] [--fine_tuning_learning_rate=0.01] [--data_dir=...]
     python -m experiments.transfer --runs=DIR ...
 
-Source GC and NC, target NC, accuracy with its 95% half-width and the nearest-mean error bound, a
-line a setting; merged into DIR/transfer.json and drawn in DIR/figures/transfer_SPLIT_HEAD.png. With
---runs, every run below DIR, at one step each: their ranks by source GC, and the rank correlation of
-source GC with target NC and with accuracy, in DIR/selection_SPLIT_HEAD.json and .png.
+Prints source GC and NC, target NC, accuracy with its 95% half-width and the bound on the
+nearest-mean error, with one line for each setting. Merges them into DIR/transfer.json and draws
+them in DIR/figures/transfer_SPLIT_HEAD.png. With --runs it evaluates every run below DIR at one
+step each, ranks them by source GC, and writes the rank correlation of source GC with target NC and
+with accuracy to DIR/selection_SPLIT_HEAD.json and .png.
 
-Exit codes: 0 done; 2 bad input, nothing was written; 130 stopped by Ctrl-C, what was measured so
-far is written.
+Exit codes: 0, done; 2, bad input, and nothing was written; 130, stopped by Ctrl-C, and what was
+measured so far is written.
 """
 
 from pathlib import Path
@@ -32,35 +33,58 @@ _DEFAULTS = Protocol()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", allow_override=True)
 _RUNS = flags.DEFINE_string("runs", None, "Folder of runs to rank.", allow_override=True)
 _STEP = flags.DEFINE_string(
-    "step", "latest", "Checkpoint: latest, all or a step.", allow_override=True
+    "step", "latest", "Which checkpoint: latest, all, or a step.", allow_override=True
 )
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where the data are now, if they were moved.", allow_override=True
+    "data_dir", None, "Where the data are now, if they have moved.", allow_override=True
 )
 _GC_EXAMPLES = flags.DEFINE_integer(
-    "gc_examples", 1024, "Random source images for GC.", lower_bound=2, allow_override=True
+    "gc_examples",
+    1024,
+    "Random source images to estimate GC on.",
+    lower_bound=2,
+    allow_override=True,
 )
 _GC_PROBES = flags.DEFINE_integer(
-    "gc_probes", 4, "Products an example of these.", lower_bound=1, allow_override=True
+    "gc_probes",
+    4,
+    "Random Jacobian products for each of these images.",
+    lower_bound=1,
+    allow_override=True,
 )
-_SPLIT = flags.DEFINE_string("split", _DEFAULTS.split, "Held-out classes: test or val.")
-_NUM_WAYS = flags.DEFINE_list("num_ways", ["5"], "Classes of an episode; several with commas.")
-_NUM_SHOTS = flags.DEFINE_list("num_shots", ["1", "5"], "Support images of each class.")
-_NUM_QUERIES = flags.DEFINE_integer("num_queries", 15, "Query images of each class.", 1)
-_NUM_EPISODES = flags.DEFINE_integer("num_episodes", 2000, "Episodes of each setting.", 2)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the episodes.", 0, 2**32 - 1)
-_HEAD = flags.DEFINE_string("head", _DEFAULTS.head, ", ".join(transfer_evaluation.HEAD_NAMES))
+_SPLIT = flags.DEFINE_string(
+    "split", _DEFAULTS.split, "Which classes kept from training: test or val."
+)
+_NUM_WAYS = flags.DEFINE_list("num_ways", ["5"], "Classes in an episode; commas separate several.")
+_NUM_SHOTS = flags.DEFINE_list(
+    "num_shots", ["1", "5"], "Support images of each class; commas separate several."
+)
+_NUM_QUERIES = flags.DEFINE_integer(
+    "num_queries", 15, "Query images of each class in an episode.", 1
+)
+_NUM_EPISODES = flags.DEFINE_integer(
+    "num_episodes", 2000, "Episodes for each number of ways and shots.", 2
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Seeds the episodes.", 0, 2**32 - 1)
+_HEAD = flags.DEFINE_string(
+    "head", _DEFAULTS.head, f"Classifier: {', '.join(transfer_evaluation.HEAD_NAMES)}."
+)
 _FEATURES = flags.DEFINE_string(
-    "features", _DEFAULTS.features, ", ".join(transfer_evaluation.FEATURE_OPTIONS)
+    "features",
+    _DEFAULTS.features,
+    f"What is done to embeddings first: {', '.join(transfer_evaluation.FEATURE_OPTIONS)}.",
 )
 _REGULARIZATION = flags.DEFINE_float(
-    "regularization", _DEFAULTS.regularization, "Of ridge and logistic regression."
+    "regularization", _DEFAULTS.regularization, "Strength, for ridge and logistic_regression."
 )
 _FINE_TUNING_STEPS = flags.DEFINE_integer(
-    "fine_tuning_steps", _DEFAULTS.fine_tuning_steps, "SGD steps an episode.", lower_bound=0
+    "fine_tuning_steps", _DEFAULTS.fine_tuning_steps, "SGD steps in each episode.", lower_bound=0
 )
 _FINE_TUNING_LEARNING_RATE = flags.DEFINE_float(
-    "fine_tuning_learning_rate", _DEFAULTS.fine_tuning_learning_rate, "Of these.", lower_bound=0
+    "fine_tuning_learning_rate",
+    _DEFAULTS.fine_tuning_learning_rate,
+    "Learning rate of these steps.",
+    lower_bound=0,
 )
 
 

@@ -43,6 +43,7 @@ from gc_nc.metrics.jacobians import geometric_complexity, squared_jacobian_norms
 from gc_nc.metrics.mixing_check import ImpureEmbeddingWarning, examples_may_mix
 from gc_nc.metrics.nearest_means import nc4, nearest_class_mean
 from gc_nc.metrics.planned_estimate import PlannedEstimate, geometric_complexity_to_error
+from gc_nc.metrics.population_collapse import population_cdnv_matrix, population_neural_collapse
 
 __all__ = [
     "ESTIMATION_METHODS",
@@ -76,6 +77,8 @@ __all__ = [
     "neural_collapse",
     "neural_collapse_bound",
     "poincare_constant",
+    "population_cdnv_matrix",
+    "population_neural_collapse",
     "relative_geometric_complexity",
     "sam_sharpness",
     "squared_class_distance",

@@ -143,7 +143,9 @@ def neural_collapse_bound(
 
     Balanced classes: `paper` is c `geometric_collapse(GC, stats)`, Proposition 4.1 of
     arXiv 2405.15706. `per_class` is ours. paper / per_class is 2 or more, and k where classes are
-    balanced and have the same GC. Dimensionless.
+    balanced and have the same GC. Dimensionless. It bounds NC of the distribution that has these
+    means and GC_i; from a sample of n examples a class the squared distances are too large by about
+    2 v / n, and the bound is too small by as much.
 
     Args:
       class_gc: (C,) GC_i, from `class_geometric_complexity`; ignored for classes not in `stats`.
@@ -255,8 +257,9 @@ def nearest_mean_error_bound(
     Proposition 5.1 of arXiv 2405.15706, from Galanti, Gyorgy, Hutter (arXiv 2112.15121).
 
     Args:
-      nc: NC of the distribution that queries and support come from, or any upper limit of it. In
-        terms of geometric complexity:
+      nc: NC of the distribution that queries and support come from, or any upper limit of it. Of a
+        sample that is `population_neural_collapse`; its `neural_collapse` is too small. In terms of
+        geometric complexity:
         `nearest_mean_error_bound(neural_collapse_bound(class_gc, stats, poincare_constant=c)
         .per_class, num_classes)`.
       num_classes: k, the classes a query is told apart among; in episodes the number of ways.

@@ -42,6 +42,10 @@ def neural_collapse(stats: ClassStatistics) -> Float[Array, ""]:
 
     0 is complete collapse. Two classes with equal means give inf (NaN where they do not vary).
 
+    It is NC of the examples given. Of a distribution that n examples a class were drawn from it is
+    an estimate that is biased low, by a factor of about (1 - 1/n) / (1 + 2 NC / n), and 0 with one
+    example a class; `population_neural_collapse` corrects for that.
+
     Raises:
       ValueError: fewer than two classes have an example (outside jit; under jit NaN).
     """

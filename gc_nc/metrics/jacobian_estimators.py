@@ -118,8 +118,9 @@ def estimate_geometric_complexity(
     `jacobian_entries`.
 
     The standard error is std(estimates of the examples, ddof=1) / sqrt(B): it covers examples and
-    probes, and is about the GC of the population that the inputs were drawn from. With weights it
-    is the same over the effective number of examples (sum w)^2 / sum w^2.
+    probes, and is about the GC of the population that the inputs were drawn from. With weights w it
+    is sqrt(sum s^2 (x - mean)^2 / u), s = w / sum w, x the examples' estimates and
+    u = 1 - (2 sum s^3 - (sum s^2)^2) / sum s^2, which is 1 - 1/B for equal weights.
 
     Args:
       embed_fn: pure function (B, *input) -> (B, K) in which examples do not mix.

@@ -336,7 +336,12 @@ def mask_inputs(inputs: Array, weights: Array | None) -> tuple[jax.Array, jax.Ar
 
 
 def weighted_mean(values: Array, weights: Array | None) -> tuple[jax.Array, jax.Array]:
-    """The mean and its standard error; for equal weights std(ddof=1) / sqrt(B)."""
+    """The mean and its standard error; for equal weights std(ddof=1) / sqrt(B).
+
+    With shares s = w / sum w, sem^2 = sum s^2 (x - mean)^2 / u, where
+    u = 1 - (2 sum s^3 - (sum s^2)^2) / sum s^2 makes it unbiased if the spread is the same for all
+    weights; if not, it is right for many examples.
+    """
     if weights is None:
         weights = jnp.ones_like(values)
     # Sums and squares of what float32 only just holds would be out of range. A power of two, since
@@ -349,10 +354,12 @@ def weighted_mean(values: Array, weights: Array | None) -> tuple[jax.Array, jax.
     # Divided last: equal values have just that mean.
     mean = jnp.sum(weights * values) / total
     inverse_count = jnp.sum(shares**2)
+    # What of E (x - mean)^2 is left for each, written so that nothing cancels.
+    left = (1 - shares) ** 2 + (inverse_count - shares**2)
+    left = jnp.sum(shares**2 * left) / inverse_count
     # The spread of one example is unknown, not 0.
-    known = jnp.sum(weights > 0, dtype=jnp.int32) > 1
-    variance = jnp.sum(shares * (values - mean) ** 2) * inverse_count
-    variance = variance / jnp.where(known, 1 - inverse_count, 1)
+    known = (jnp.sum(weights > 0, dtype=jnp.int32) > 1) & (left > 0)
+    variance = jnp.sum(shares**2 * (values - mean) ** 2) / jnp.where(known, left, 1)
     varies = variance > 0
     # At 0 the gradient of a square root is NaN; it is taken to be 0. NaN stays NaN.
     sem = jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1)), 0 * variance)

@@ -176,6 +176,10 @@ METRICS = {
     ),
     "cdnv_matrix": Metric(lambda stats: metrics.cdnv_matrix(stats), "stats"),
     "neural_collapse": Metric(lambda stats: metrics.neural_collapse(stats), "stats"),
+    "population_cdnv_matrix": Metric(lambda stats: metrics.population_cdnv_matrix(stats), "stats"),
+    "population_neural_collapse": Metric(
+        lambda stats: metrics.population_neural_collapse(stats), "stats"
+    ),
     "geometric_collapse": Metric(
         lambda stats, gc: metrics.geometric_collapse(gc, stats), "stats gc"
     ),

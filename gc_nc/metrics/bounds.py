@@ -252,9 +252,10 @@ def nearest_mean_error_bound(
       min(1, 16 (k - 1) (1 + 2 / n) NC)   class means of n examples each
       min(1, 4 (k - 1) NC)                exact class means
 
-    The error is the chance that a query is as near to another class's centre as to its own's,
-    over queries, their classes (equally frequent) and the n support examples. Source:
-    Proposition 5.1 of arXiv 2405.15706, from Galanti, Gyorgy, Hutter (arXiv 2112.15121).
+    The error is the chance that a query is as near to another class's centre as to its own's, or
+    nearer, over queries, their classes (equally frequent) and the n support examples. In the manner
+    of Proposition 5.1 of arXiv 2405.15706, from Galanti, Gyorgy, Hutter (arXiv 2112.15121); the
+    constants are those of our proof in docs/proofs.md.
 
     Args:
       nc: NC of the distribution that queries and support come from, or any upper limit of it. Of a

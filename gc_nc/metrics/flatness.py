@@ -154,15 +154,18 @@ def _top_in_a_program(num_iterations, loss, theta, key):
 
 def _top_eigenvalue(product, start, num_iterations, fori_loop):
     num_iterations = min(num_iterations, start.size)
-    # Lanczos squares the products, so they are brought near 1 first.
-    size = jnp.max(jnp.abs(product(start)))
+    first = product(start)
+    # Lanczos squares the products, so they are brought near 1.
+    size = jnp.max(jnp.abs(first))
     scale = jnp.where(size == 0, 1, size)
 
     def iterate(i, lanczos):
         return _add_vector(i, product(lanczos[0][i]) / scale, lanczos)
 
     lanczos = _first_vector(start, num_iterations=num_iterations)
-    _, projected = fori_loop(0, num_iterations, iterate, lanczos)
+    # The first vector is the start, brought to length 1.
+    lanczos = _add_vector(0, first / scale / jnp.linalg.norm(start), lanczos)
+    _, projected = fori_loop(1, num_iterations, iterate, lanczos)
     return scale * _top_ritz_value(projected)
 
 

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from gc_nc.array_types import Array, check_whole
 from gc_nc.errors import InputError
-from gc_nc.metrics.argument_checks import as_key
+from gc_nc.metrics.argument_checks import as_key, as_number
 from gc_nc.metrics.jacobian_estimators import signs
 
 #: The allowed values of `method`.
@@ -111,12 +111,25 @@ class GCPenalty:
       num_probes: number of products for each example.
       batch_fraction: the share of the batch, from its start, whose GC is estimated; batches are in
         random order.
+
+    Raises:
+      ValueError: another `of` or `method`, `num_probes` not a whole number of 1 or more, or
+        `batch_fraction` not in (0, 1].
     """
 
     of: str = "embedding"
     method: str = "output_probes"
     num_probes: int = 1
     batch_fraction: float = 1.0
+
+    def __post_init__(self):
+        """Checks the fields."""
+        if self.of not in ("embedding", "logits"):
+            raise ValueError(f"of={self.of!r} is not one of: embedding, logits")
+        if self.method not in PENALTY_METHODS:
+            raise ValueError(f"method={self.method!r} is not one of: {', '.join(PENALTY_METHODS)}")
+        check_whole(self.num_probes, 1, "num_probes")
+        as_number(self.batch_fraction, "batch_fraction", lambda q: 0 < q <= 1, "must be in (0, 1]")
 
     def forward(
         self, model: nn.Module, variables: dict, images: Array, key: jax.Array

@@ -7,6 +7,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from gc_nc.metrics import (
+    flatness,
     hessian_top_eigenvalue,
     hessian_trace,
     sam_sharpness,
@@ -309,3 +310,21 @@ def test_top_eigenvalue_where_devices_share_the_parameters_or_the_loss(shared):
     mapped = jax.shard_map(of_device, mesh=mesh, in_specs=(spec, along), out_specs=spec)
     found = jit(mapped)(jnp.ones(12), curvatures)
     np.testing.assert_allclose(found, curvatures / 4 if own else [10], rtol=1e-5)
+
+
+def test_as_many_hessian_products_as_iterations():
+    products = []
+
+    def product(vector):
+        products.append(vector)
+        return jnp.arange(1.0, 9) * vector
+
+    def loop(first, last, body, value):
+        for i in range(first, last):
+            value = body(i, value)
+        return value
+
+    for num_iterations in (1, 5, 20):
+        products.clear()
+        flatness._top_eigenvalue(product, jnp.ones(8), num_iterations, loop)
+        assert len(products) == min(num_iterations, 8)

@@ -97,12 +97,16 @@ def of_whole_number(name):
         "num_steps": (lambda n: tune(num_steps=n),),
         "skip_inactive": (lambda n: metrics.squared_jacobian_norms(EMBED, X, skip_inactive=n),),
         "num_pilot": (lambda n: metrics.geometric_complexity_to_error(EMBED, X, KEY, num_pilot=n),),
+        "max_products": (
+            lambda n: metrics.geometric_complexity_to_error(EMBED, X, KEY, max_products=n),
+        ),
+        "num_queries": (lambda n: sample(num_queries=n),),
     }[name]
 
 
 WHOLE = (
     *("num_probes", "chunk_size", "num_iterations", "num_classes", "embedding_dim", "num_shots"),
-    *("num_ways", "num_steps", "skip_inactive", "num_pilot"),
+    *("num_ways", "num_steps", "skip_inactive", "num_pilot", "max_products", "num_queries"),
 )
 
 
@@ -112,7 +116,7 @@ def test_e10_one_kind_of_line_for_every_whole_number(name):
         for value in (2.5, "3", np.array([2]), np.float32(2), True, np.bool_(True), None):
             if name == "skip_inactive" and isinstance(value, (bool, np.bool_)):
                 continue
-            if value is None and name in ("chunk_size", "num_shots"):
+            if value is None and name in ("chunk_size", "num_shots", "max_products"):
                 continue
             with pytest.raises(ValueError, match=f"^{name}=.* must be a whole number") as error:
                 call(value)

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -309,3 +310,20 @@ def test_weight_of_each_step():
     config.gc_penalty.factors = (0.0, 2.0)
     for step, expected in {0: 0, 20: 0, 21: 0.025, 40: 0.5, 60: 1.0, 99: 1.0}.items():
         np.testing.assert_allclose(penalty_weight(config, step), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"of": "logit"}, "of='logit' is not one of: embedding, logits"),
+        ({"method": "rows"}, "method='rows' is not one of: output_probes"),
+        ({"num_probes": 1.5}, "num_probes=1.5 must be a whole number"),
+        ({"batch_fraction": 2.5}, r"batch_fraction=2.5 must be in \(0, 1\]"),
+        ({"batch_fraction": 0}, r"batch_fraction=0 must be in \(0, 1\]"),
+    ],
+)
+def test_a_penalty_that_cannot_be(fields, message, monkeypatch):
+    # Without the tests' type checks, which would come first.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=message):
+        GCPenalty(**fields)

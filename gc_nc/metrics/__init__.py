@@ -33,6 +33,7 @@ from gc_nc.metrics.flatness import (
     sam_sharpness,
     squared_gradient_norm,
 )
+from gc_nc.metrics.jackknife import jackknife, jackknife_groups
 from gc_nc.metrics.jacobian_estimators import (
     ESTIMATION_METHODS,
     Estimate,
@@ -67,6 +68,8 @@ __all__ = [
     "hessian_top_eigenvalue",
     "hessian_trace",
     "init_class_statistics",
+    "jackknife",
+    "jackknife_groups",
     "merge_class_statistics",
     "nc1",
     "nc2",

@@ -5,6 +5,7 @@ so that the spread of the estimates over examples covers examples and products a
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from jaxtyping import Float, Shaped
 from gc_nc.array_types import Array, EmbedFn, check_whole
 from gc_nc.metrics import jacobian_products as products
 from gc_nc.metrics.argument_checks import as_key
+from gc_nc.metrics.functions_by_value import comparable
 from gc_nc.metrics.traced_functions import has_forward_mode
 
 
@@ -30,7 +32,7 @@ def estimate_squared_jacobian_norms(
     inputs: Shaped[Array, "B ..."],
     key: jax.Array,
     *,
-    method: str = "output_probes",
+    method: str | Callable = "output_probes",
     num_probes: int = 1,
     chunk_size: int | None = None,
 ) -> Float[Array, "B"]:
@@ -50,14 +52,27 @@ def estimate_squared_jacobian_norms(
     Raises:
       ValueError: as `estimate_geometric_complexity`.
     """
-    if method not in ESTIMATION_METHODS:
-        raise ValueError(f"method={method!r} is not one of: {', '.join(ESTIMATION_METHODS)}")
+    if not callable(method) and method not in ESTIMATION_METHODS:
+        raise ValueError(
+            f"method={method!r} is not one of: {', '.join(ESTIMATION_METHODS)}; nor a function"
+            " (key, embedding) -> cotangent"
+        )
     num_probes, key = check_whole(num_probes, 1, "num_probes"), as_key(key)
     inputs, embedding_dim = products.check_embedding(embed_fn, inputs)
     input_dim = inputs[0].size
     # A key an example: padding the batch does not change what the others draw.
     examples = jnp.arange(inputs.shape[0], dtype=jnp.int32)
     example_keys = jax.vmap(partial(jax.random.fold_in, key))(examples)
+    if callable(method):
+        # A sampler that cannot be compared by value must not share a program.
+        shared = comparable(jax.tree_util.Partial(method))
+        sampler, embed = (
+            (method, lambda x: embed_fn(x)) if shared is None else (shared.func, embed_fn)
+        )
+        sums = products.sum_over_rows(
+            embed, inputs, example_keys, _GivenSquares(sampler), num_probes, chunk_size=chunk_size
+        )
+        return sums / num_probes
     forward = method.startswith("input") or (method == "deflated" and num_probes > 2)
     if forward and not has_forward_mode(embed_fn, inputs):
         raise ValueError(
@@ -93,7 +108,7 @@ def estimate_geometric_complexity(
     inputs: Shaped[Array, "B ..."],
     key: jax.Array,
     *,
-    method: str = "output_probes",
+    method: str | Callable = "output_probes",
     num_probes: int = 1,
     weights: Shaped[Array, "B"] | None = None,
     chunk_size: int | None = None,
@@ -114,6 +129,11 @@ def estimate_geometric_complexity(
       (the idea of Hutch++, arXiv 2010.09649). With m < 3 it is `output_probes`. Differentiated, it
       holds Q fixed, which leaves the gradient unbiased.
 
+    A function (key, z) -> c takes the place of a name: c (K,) is the cotangent of one probe of one
+    example, whose embedding is z (K,), and the estimate is the mean of |J^T c|^2 over m draws. It
+    is unbiased if E[c c^T] = I for every z, which is for its author to see to; `output_probes` is
+    lambda key, z: jax.random.rademacher(key, z.shape). z is held fixed when it is differentiated.
+
     The three of arXiv 2405.15706, figure 2, are subsets of examples with `output_dims` and with
     `jacobian_entries`.
 
@@ -126,7 +146,7 @@ def estimate_geometric_complexity(
       embed_fn: pure function (B, *input) -> (B, K) in which examples do not mix.
       inputs: (B, *input) in model-input units.
       key: a JAX random key; the same key gives the same estimate.
-      method: one of the above.
+      method: one of the above, or a function.
       num_probes: m, Jacobian products an example (entries, for `jacobian_entries`).
       weights: (B,) as in `geometric_complexity`.
       chunk_size: examples differentiated at a time (default 32).
@@ -135,8 +155,8 @@ def estimate_geometric_complexity(
       Estimate(mean, sem), float32 scalars; sem is NaN for one example.
 
     Raises:
-      ValueError: as `geometric_complexity`; an unknown method, `num_probes` below 1, or more
-        dimensions asked for than there are.
+      ValueError: as `geometric_complexity`; an unknown method, a function whose cotangents are not
+        (K,), `num_probes` below 1, or more dimensions asked for than there are.
     """
     inputs, weights = products.mask_inputs(inputs, weights)
     norms = estimate_squared_jacobian_norms(
@@ -180,6 +200,29 @@ def _output_probe_squares(embed_fn, inputs, example_keys, rows):
     return products.pull_back_squares(
         embed_fn, inputs, lambda z: random_signs(example_keys, rows, z.shape[1])
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _GivenSquares:
+    """Of cotangents that the caller draws."""
+
+    sampler: Callable
+
+    def __call__(self, embed_fn, inputs, example_keys, rows):
+        def cotangents(embeddings):
+            def draw(row, example_key, embedding):
+                drawn = jnp.asarray(self.sampler(jax.random.fold_in(example_key, row), embedding))
+                if drawn.shape != embedding.shape:
+                    raise ValueError(
+                        f"method returned a cotangent of shape {drawn.shape} for an embedding of"
+                        f" shape {embedding.shape}; the same shape is needed"
+                    )
+                return drawn
+
+            of_examples = jax.vmap(jax.vmap(draw, (None, 0, 0)), (0, None, None))
+            return of_examples(rows, example_keys, jax.lax.stop_gradient(embeddings))
+
+        return products.pull_back_squares(embed_fn, inputs, cotangents)
 
 
 def _input_probe_squares(embed_fn, inputs, example_keys, rows):

@@ -246,3 +246,64 @@ def test_standard_error_of_weighted_means():
     for lonely in ([1, 0, 0], [1e20, 1, 0]):
         _, sem = products.weighted_mean(jnp.arange(3.0), jnp.asarray(lonely, jnp.float32))
         assert np.isnan(sem)
+
+
+SEED = jax.random.key(0)
+
+
+def gaussian_cotangents(key, z):
+    return jax.random.normal(key, z.shape)
+
+
+def test_a_sampler_of_one_s_own():
+    weights, x = collapsed_weights(), inputs_of(8)
+    embed = jax.tree_util.Partial(network, weights)
+    exact = norms_oracle(weights, x)
+    factor = 1.0
+
+    def closes_over(key, z):
+        return factor * gaussian_cotangents(key, z)
+
+    for sampler in (gaussian_cotangents, closes_over):
+        found = estimate_squared_jacobian_norms(embed, x, SEED, method=sampler, num_probes=256)
+        # Gaussian cotangents: Var |J^T c|^2 = 2 |J J^T|_F^2, at most 2 |J|^4.
+        assert np.all(np.abs(found - exact) < 4.5 * exact * np.sqrt(2 / 256))
+        assert abs(np.mean(found / exact) - 1) < 4.5 * np.sqrt(2 / 256 / 64)
+    mean, sem = estimate_geometric_complexity(embed, x, SEED, method=gaussian_cotangents)
+    assert abs(mean - np.mean(exact)) < 4.5 * sem
+    # What it closes over may change.
+    options = {"method": closes_over, "num_probes": 2}
+    once = estimate_squared_jacobian_norms(embed, x, SEED, **options)
+    factor = 2.0
+    again = estimate_squared_jacobian_norms(embed, x, SEED, **options)
+    assert_same_numbers(again, 4 * once)
+    inside = jit(lambda x: estimate_squared_jacobian_norms(embed, x, SEED, **options))
+    assert_same_numbers(inside(x), again)
+
+
+def test_a_sampler_along_the_embedding_is_exact_for_a_jacobian_that_points_there():
+    def embed(x):
+        return jnp.sum(x**2, axis=(1, 2))[:, None] * jnp.arange(1.0, 5)[None]
+
+    def along(key, z):
+        unit = z / jnp.linalg.norm(z)
+        rest = jax.random.normal(key, z.shape)
+        return unit + rest - unit * jnp.dot(unit, rest)
+
+    x = inputs_of(5)
+    found = estimate_squared_jacobian_norms(embed, x, SEED, method=along)
+    assert_same_numbers(found, squared_jacobian_norms(embed, x))
+
+
+def test_a_sampler_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"cotangent of shape \(3,\) for an embedding of shape"):
+        estimate_geometric_complexity(
+            partial(linear, WEIGHT),
+            np.ones((4, 2), np.float32),
+            SEED,
+            method=lambda key, z: jnp.ones(3),
+        )
+    with pytest.raises(ValueError, match="method='probes' is not one of: output_probes"):
+        estimate_geometric_complexity(
+            partial(linear, WEIGHT), np.ones((4, 2)), SEED, method="probes"
+        )

@@ -20,8 +20,9 @@ from gc_nc.metrics.class_statistics import (
     update_class_statistics,
 )
 from gc_nc.metrics.collapse import cdnv_matrix, geometric_collapse, neural_collapse
-from gc_nc.metrics.collapse_geometry import NC2, nc1, nc2, nc3
+from gc_nc.metrics.collapse_geometry import NC2, nc1, nc2, nc3, scatter_ratio
 from gc_nc.metrics.directional_collapse import directional_cdnv
+from gc_nc.metrics.embedding_rank import EmbeddingRank, embedding_rank
 from gc_nc.metrics.embedding_scale import (
     relative_geometric_complexity,
     squared_class_distance,
@@ -45,12 +46,14 @@ from gc_nc.metrics.mixing_check import ImpureEmbeddingWarning, examples_may_mix
 from gc_nc.metrics.nearest_means import nc4, nearest_class_mean
 from gc_nc.metrics.planned_estimate import PlannedEstimate, geometric_complexity_to_error
 from gc_nc.metrics.population_collapse import population_cdnv_matrix, population_neural_collapse
+from gc_nc.metrics.spectral_norms import squared_jacobian_spectral_norms
 
 __all__ = [
     "ESTIMATION_METHODS",
     "NC2",
     "ClassStatistics",
     "ConfidenceInterval",
+    "EmbeddingRank",
     "Estimate",
     "ImpureEmbeddingWarning",
     "NeuralCollapseBound",
@@ -58,6 +61,7 @@ __all__ = [
     "cdnv_matrix",
     "class_geometric_complexity",
     "directional_cdnv",
+    "embedding_rank",
     "estimate_geometric_complexity",
     "estimate_squared_jacobian_norms",
     "examples_may_mix",
@@ -84,9 +88,11 @@ __all__ = [
     "population_neural_collapse",
     "relative_geometric_complexity",
     "sam_sharpness",
+    "scatter_ratio",
     "squared_class_distance",
     "squared_embedding_norm",
     "squared_gradient_norm",
     "squared_jacobian_norms",
+    "squared_jacobian_spectral_norms",
     "update_class_statistics",
 ]

@@ -90,6 +90,33 @@ def nc1(stats: ClassStatistics) -> Float[Array, ""]:
     return unless_too_few(value, stats)
 
 
+def scatter_ratio(stats: ClassStatistics) -> Float[Array, ""]:
+    """tr(S_W) / tr(S_B), S_W and S_B as in `nc1`: sum_i S_i / N over sum_i |m_i|^2 / k.
+
+    The simplest of NC1's kin: it needs neither the scatter nor any (K, K) matrix, and unlike NC1
+    counts what varies across the directions of the class means too. Dimensionless. Source: the
+    trace criterion of discriminant analysis (Fukunaga 1990, section 10.2).
+
+    Returns:
+      Scalar; inf where all means coincide (NaN where nothing varies either).
+
+    Raises:
+      ValueError: fewer than two classes present (outside jit; under jit NaN).
+    """
+    stats = as_statistics(stats)
+    check_enough_classes(stats)
+    means, scale, rounding = _centred_means(stats)
+    between = jnp.sum(means**2) / _at_least_two(stats)
+    # In units of the means: squares of theirs may be out of range.
+    shares = stats.counts / _at_least_one(jnp.sum(stats.counts))
+    within = jnp.sum(shares * (jnp.sqrt(stats.known_variances) / scale) ** 2)
+    coincide = jnp.max(jnp.sum(means**2, axis=1)) <= rounding**2
+    degenerate = with_nan(within == 0, jnp.full_like(within, jnp.inf))
+    value = jnp.where(coincide, degenerate, within / jnp.where(between > 0, between, 1))
+    _warn_if(jnp.isinf(value), "all class means coincide: scatter_ratio is inf, not collapse")
+    return unless_too_few(value, stats)
+
+
 def nc2(stats: ClassStatistics) -> NC2:
     """NC2: equinorm, equiangle, maximal_angle and etf_error of the centred class means; see `NC2`.
 

@@ -148,6 +148,11 @@ METRICS = {
             of(embed_relu, params), inputs, skip_inactive=K
         )
     ),
+    "squared_jacobian_spectral_norms": Metric(
+        lambda params, inputs: metrics.squared_jacobian_spectral_norms(
+            of(embed, params), inputs, KEY, num_iterations=4
+        )
+    ),
     "geometric_complexity": Metric(
         lambda params, inputs, weights: metrics.geometric_complexity(
             of(embed, params), inputs, weights=weights, chunk_size=8
@@ -195,6 +200,10 @@ METRICS = {
     "squared_class_distance": Metric(lambda stats: metrics.squared_class_distance(stats), "stats"),
     "squared_embedding_norm": Metric(lambda stats: metrics.squared_embedding_norm(stats), "stats"),
     "nc1": Metric(lambda stats: metrics.nc1(stats), "stats"),
+    "scatter_ratio": Metric(lambda stats: metrics.scatter_ratio(stats), "stats"),
+    "embedding_rank": Metric(
+        lambda embeddings, weights: metrics.embedding_rank(embeddings, weights=weights)
+    ),
     "nc2": Metric(lambda stats: metrics.nc2(stats), "stats"),
     "nc3": Metric(lambda stats, head_kernel: metrics.nc3(stats, head_kernel), "stats head_kernel"),
     "nc4": Metric(

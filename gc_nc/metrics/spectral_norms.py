@@ -1,0 +1,119 @@
+"""The spectral norm of an embedding's input Jacobian, beside its Frobenius norm.
+
+|J|_2 is how much an input's change can be stretched at most; |J|_F^2 / |J|_2^2, the stable rank, is
+how many directions of the embedding move. GC is a mean of the product of both.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from gc_nc.array_types import Array, EmbedFn, check_whole
+from gc_nc.metrics import jacobian_products as products
+from gc_nc.metrics.argument_checks import as_key
+from gc_nc.metrics.traced_functions import has_forward_mode
+
+
+def squared_jacobian_spectral_norms(
+    embed_fn: EmbedFn,
+    inputs: Shaped[Array, "B ..."],
+    key: jax.Array,
+    *,
+    num_iterations: int = 20,
+    chunk_size: int | None = None,
+) -> Float[Array, "B"]:
+    """|J(x_b)|_2^2, the largest eigenvalue of J J^T, by power iteration.
+
+    c <- J J^T c / |J J^T c| from a Gaussian c, `num_iterations` times, and then |J^T c|^2: at most
+    the true value (up to rounding). Each iteration leaves (l_2 / l_1)^2 of what is missing, l_1 and
+    l_2 being the largest eigenvalues of J J^T. Exact for K = 1. Takes 2 `num_iterations` + 1
+    Jacobian products an example: a VJP and a JVP an iteration, and a last VJP.
+
+    `squared_jacobian_norms` over this is the stable rank |J|_F^2 / |J|_2^2, between 1 and the rank.
+
+    Args:
+      embed_fn: pure function (B, *input) -> (B, K) in which examples do not mix.
+      inputs: (B, *input) in model-input units.
+      key: of the start vectors; each example draws from `fold_in(key, b)`.
+      num_iterations: at least 1.
+      chunk_size: examples differentiated at a time (default 32).
+
+    Returns:
+      (B,) float32, in (embedding units / input units)^2; 0 where J is 0, NaN for an example whose
+      embedding is not finite.
+
+    Raises:
+      ValueError: no examples, numbers below 1, an `embed_fn` that does not return (B, K) or has
+        `jax.custom_vjp`, which gives no Jacobian-vector products.
+    """
+    num_iterations, key = check_whole(num_iterations, 1, "num_iterations"), as_key(key)
+    inputs, embedding_dim = products.check_embedding(embed_fn, inputs)
+    num_examples = inputs.shape[0]
+    chunk = products.chunk_length(num_examples, chunk_size)
+    if inputs[0].size == 0:
+        return jnp.zeros(num_examples, inputs.dtype)
+    if not has_forward_mode(embed_fn, inputs):
+        raise ValueError(
+            "the spectral norm needs Jacobian-vector products, but a part of this embed_fn has"
+            " jax.custom_vjp, which gives none"
+        )
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_examples, dtype=jnp.int32))
+    start = jax.vmap(lambda key: jax.random.normal(key, (embedding_dim,), jnp.float32))(keys)
+    if products.staged():
+        block = _PowerIteration(num_iterations)
+        return products.sum_over_blocks(embed_fn, inputs, start, block, chunk)
+    # On the host, since XLA's CPU loops run convolutions several times slower than outside.
+    compiled = products.compile_block(embed_fn)
+    found = []
+    for first in range(0, num_examples, chunk):
+        index = np.minimum(np.arange(first, first + chunk), num_examples - 1)
+        x, vectors = inputs[index], start[index]
+        for _ in range(num_iterations):
+            vectors = compiled(x, vectors, 0, block=_step)
+        found.append(compiled(x, vectors, 0, block=_rayleigh_quotients))
+    return jnp.concatenate(found)[:num_examples]
+
+
+def _step(embed_fn, inputs, vectors, first_row):
+    """(n, K): J J^T c, brought to length 1."""
+    del first_row
+    pulled, embeddings = products.pull_back(embed_fn, inputs, lambda z: _unit(vectors)[None])
+    # Brought to length 1 between the two: the square of |J| may be out of range.
+    pulled = _unit(pulled.reshape(len(inputs), -1))
+    pushed, _ = products.push_forward(embed_fn, inputs, pulled[None])
+    return _unit(pushed[0]), embeddings
+
+
+def _rayleigh_quotients(embed_fn, inputs, vectors, first_row):
+    """(n,): |J^T c|^2."""
+    del first_row
+    squares, embeddings = products.pull_back_squares(
+        embed_fn, inputs, lambda z: _unit(vectors)[None]
+    )
+    return squares[0], embeddings
+
+
+def _unit(vectors):
+    """Rows of length 1; rows of 0 stay 0."""
+    largest = jnp.max(jnp.abs(vectors), axis=1, keepdims=True)
+    scaled = vectors / jnp.where(largest > 0, largest, 1)
+    length = jnp.sqrt(jnp.sum(scaled**2, axis=1, keepdims=True))
+    return scaled / jnp.where(length > 0, length, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _PowerIteration:
+    """All iterations in one program."""
+
+    num_iterations: int
+
+    def __call__(self, embed_fn, inputs, start, first_row):
+        def iterate(_, vectors):
+            return _step(embed_fn, inputs, vectors, first_row)[0]
+
+        start = products.varying_like(start, jax.eval_shape(embed_fn, inputs))
+        vectors = jax.lax.fori_loop(0, self.num_iterations, iterate, start)
+        return _rayleigh_quotients(embed_fn, inputs, vectors, first_row)

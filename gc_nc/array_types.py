@@ -114,7 +114,7 @@ def replicated(array: jax.Array) -> jax.Array:
 
 
 def _warn_if_rounded(array: np.ndarray, name: str) -> None:
-    if array.ndim < 2:
+    if array.ndim < 2 or array.size == 0:
         return
     # Make it (rows, features): support embeddings have two axes of rows.
     rows = array.reshape(len(array), -1) if array.ndim != 3 else array.reshape(-1, array.shape[2])

@@ -21,7 +21,7 @@ from gc_nc.metrics.class_statistics import (
 )
 from gc_nc.metrics.collapse import cdnv_matrix, geometric_collapse, neural_collapse
 from gc_nc.metrics.collapse_geometry import NC2, nc1, nc2, nc3, scatter_ratio
-from gc_nc.metrics.directional_collapse import directional_cdnv
+from gc_nc.metrics.directional_collapse import directional_cdnv, directional_error_bound
 from gc_nc.metrics.embedding_rank import EmbeddingRank, embedding_rank
 from gc_nc.metrics.embedding_scale import (
     relative_geometric_complexity,
@@ -34,6 +34,7 @@ from gc_nc.metrics.flatness import (
     sam_sharpness,
     squared_gradient_norm,
 )
+from gc_nc.metrics.generalized_collapse import GNC2, gnc2, gnc3
 from gc_nc.metrics.jackknife import jackknife, jackknife_groups
 from gc_nc.metrics.jacobian_estimators import (
     ESTIMATION_METHODS,
@@ -50,6 +51,7 @@ from gc_nc.metrics.spectral_norms import squared_jacobian_spectral_norms
 
 __all__ = [
     "ESTIMATION_METHODS",
+    "GNC2",
     "NC2",
     "ClassStatistics",
     "ConfidenceInterval",
@@ -61,6 +63,7 @@ __all__ = [
     "cdnv_matrix",
     "class_geometric_complexity",
     "directional_cdnv",
+    "directional_error_bound",
     "embedding_rank",
     "estimate_geometric_complexity",
     "estimate_squared_jacobian_norms",
@@ -69,6 +72,8 @@ __all__ = [
     "geometric_complexity",
     "geometric_complexity_interval",
     "geometric_complexity_to_error",
+    "gnc2",
+    "gnc3",
     "hessian_top_eigenvalue",
     "hessian_trace",
     "init_class_statistics",

@@ -69,7 +69,7 @@ def nc1(stats: ClassStatistics) -> Float[Array, ""]:
     if stats.scatter is None:
         raise ValueError("nc1 needs the scatter; gather the statistics with scatter=True")
     check_enough_classes(stats)
-    means, scale, rounding = _centred_means(stats)
+    means, scale, rounding = centred_means(stats)
     inverse = _pseudo_inverse(means, 2 * jnp.sqrt(_at_least_two(stats)) * rounding)
     # pinv of the unscaled means: its square, like that of the scale, may be out of range.
     unscaled = inverse / scale
@@ -78,7 +78,7 @@ def nc1(stats: ClassStatistics) -> Float[Array, ""]:
 
     coincide = _some_means_coincide(stats.present, means, inverse, rounding)
     variance = jnp.trace(within)
-    varies = _safe_sqrt(variance) > rounding * scale
+    varies = safe_sqrt(variance) > rounding * scale
     degenerate = with_nan(~(varies & jnp.isfinite(variance)), jnp.full_like(value, jnp.inf))
     # What products below the smallest normal number, flushed to 0, can have taken away.
     lost = _TINY * means.shape[1] * jnp.sum(unscaled**2)
@@ -86,7 +86,7 @@ def nc1(stats: ClassStatistics) -> Float[Array, ""]:
     unresolved = _EPS / 10 * variance * jnp.sum(unscaled**2)
     known = jnp.isfinite(value) & (value >= unresolved) & (lost <= 1e-6 * value + _EPS**2)
     value = jnp.where(coincide, degenerate, with_nan(~known, value))
-    _warn_if(jnp.isinf(value), "two class means coincide: nc1 is inf, not collapse")
+    warn_if(jnp.isinf(value), "two class means coincide: nc1 is inf, not collapse")
     return unless_too_few(value, stats)
 
 
@@ -105,7 +105,7 @@ def scatter_ratio(stats: ClassStatistics) -> Float[Array, ""]:
     """
     stats = as_statistics(stats)
     check_enough_classes(stats)
-    means, scale, rounding = _centred_means(stats)
+    means, scale, rounding = centred_means(stats)
     between = jnp.sum(means**2) / _at_least_two(stats)
     # In units of the means: squares of theirs may be out of range.
     shares = stats.counts / _at_least_one(jnp.sum(stats.counts))
@@ -113,7 +113,7 @@ def scatter_ratio(stats: ClassStatistics) -> Float[Array, ""]:
     coincide = jnp.max(jnp.sum(means**2, axis=1)) <= rounding**2
     degenerate = with_nan(within == 0, jnp.full_like(within, jnp.inf))
     value = jnp.where(coincide, degenerate, within / jnp.where(between > 0, between, 1))
-    _warn_if(jnp.isinf(value), "all class means coincide: scatter_ratio is inf, not collapse")
+    warn_if(jnp.isinf(value), "all class means coincide: scatter_ratio is inf, not collapse")
     return unless_too_few(value, stats)
 
 
@@ -134,13 +134,13 @@ def nc2(stats: ClassStatistics) -> NC2:
     check_enough_classes(stats)
     present, k = stats.present, _at_least_two(stats)
     pairs = present[:, None] & present[None, :] & ~jnp.eye(present.size, dtype=bool)
-    means, _, rounding = _centred_means(stats)
-    lengths = _safe_sqrt(jnp.sum(means**2, axis=1))
+    means, _, rounding = centred_means(stats)
+    lengths = safe_sqrt(jnp.sum(means**2, axis=1))
     coincide = jnp.max(lengths) <= rounding
     undirected = jnp.any(present & (lengths <= rounding))
 
     mean_length = jnp.sum(lengths) / k
-    equinorm = _safe_sqrt(jnp.sum(jnp.where(present, lengths - mean_length, 0) ** 2) / k)
+    equinorm = safe_sqrt(jnp.sum(jnp.where(present, lengths - mean_length, 0) ** 2) / k)
     directions = means / jnp.where(lengths > rounding, lengths, 1)[:, None]
     cosines = jnp.matmul(directions, directions.T, precision="highest")
     num_pairs = k * (k - 1)
@@ -148,20 +148,20 @@ def nc2(stats: ClassStatistics) -> NC2:
     spread = jnp.sum(jnp.where(pairs, cosines - mean_cosine, 0) ** 2) / num_pairs
     from_simplex = jnp.where(pairs, jnp.abs(cosines + 1 / (k - 1)), 0)
     gram = jnp.matmul(means, means.T, precision="highest")
-    gram_norm = _safe_sqrt(jnp.sum(gram**2))
+    gram_norm = safe_sqrt(jnp.sum(gram**2))
     ones = present.astype(jnp.float32)
     simplex = (jnp.diag(ones) - jnp.outer(ones, ones) / k) / jnp.sqrt(k - 1)
     error = gram / jnp.where(gram_norm > 0, gram_norm, 1) - simplex
 
     fields = NC2(
         equinorm=equinorm / jnp.where(mean_length > 0, mean_length, 1),
-        equiangle=_safe_sqrt(spread),
+        equiangle=safe_sqrt(spread),
         maximal_angle=jnp.sum(from_simplex) / num_pairs,
-        etf_error=_safe_sqrt(jnp.sum(error**2)),
+        etf_error=safe_sqrt(jnp.sum(error**2)),
     )
     infinite = NC2(coincide, coincide | undirected, coincide | undirected, coincide)
-    _warn_if(coincide, "all class means coincide: nc2 is inf, not collapse")
-    _warn_if(
+    warn_if(coincide, "all class means coincide: nc2 is inf, not collapse")
+    warn_if(
         undirected & ~coincide,
         "a class mean lies at the centre and has no direction: the angles of nc2 are inf",
     )
@@ -191,6 +191,22 @@ def nc3(stats: ClassStatistics, head_kernel: Shaped[Array, "rows columns"]) -> F
         NaN).
     """
     stats = as_statistics(stats)
+    head = checked_head(head_kernel, stats)
+    check_enough_classes(stats)
+    means, _, rounding = centred_means(stats)
+    coincide = jnp.max(safe_sqrt(jnp.sum(means**2, axis=1))) <= rounding
+    largest = jnp.max(jnp.abs(head))
+    head = head / jnp.where(largest > 0, largest, 1)
+    means = means / jnp.where(coincide, 1, safe_sqrt(jnp.sum(means**2)))
+    head = head / jnp.where(largest > 0, safe_sqrt(jnp.sum(head**2)), 1)
+    value = jnp.where(coincide, jnp.inf, jnp.sum((means - head) ** 2))
+    value = with_nan(~((largest > 0) & jnp.isfinite(largest)), value)
+    warn_if(jnp.isinf(value), "all class means coincide: nc3 is inf, not collapse")
+    return unless_too_few(value, stats)
+
+
+def checked_head(head_kernel: Array, stats: ClassStatistics) -> Float[Array, "C K"]:
+    """The head's columns as rows, 0 for absent classes; refuses a kernel of another shape."""
     num_classes, embedding_dim = stats.mean_offsets.shape
     head_kernel = as_floating(head_kernel, "head_kernel")
     if head_kernel.shape != (embedding_dim, num_classes):
@@ -199,18 +215,7 @@ def nc3(stats: ClassStatistics, head_kernel: Shaped[Array, "rows columns"]) -> F
             f"head_kernel of shape {head_kernel.shape}; (K, C) = ({embedding_dim}, {num_classes})"
             f" is needed{', so transpose it' if transposed else ''}"
         )
-    check_enough_classes(stats)
-    means, _, rounding = _centred_means(stats)
-    coincide = jnp.max(_safe_sqrt(jnp.sum(means**2, axis=1))) <= rounding
-    head = jnp.where(stats.present[:, None], head_kernel.T, 0)
-    largest = jnp.max(jnp.abs(head))
-    head = head / jnp.where(largest > 0, largest, 1)
-    means = means / jnp.where(coincide, 1, _safe_sqrt(jnp.sum(means**2)))
-    head = head / jnp.where(largest > 0, _safe_sqrt(jnp.sum(head**2)), 1)
-    value = jnp.where(coincide, jnp.inf, jnp.sum((means - head) ** 2))
-    value = with_nan(~((largest > 0) & jnp.isfinite(largest)), value)
-    _warn_if(jnp.isinf(value), "all class means coincide: nc3 is inf, not collapse")
-    return unless_too_few(value, stats)
+    return jnp.where(stats.present[:, None], head_kernel.T, 0)
 
 
 def check_enough_classes(stats: ClassStatistics) -> None:
@@ -233,17 +238,18 @@ def _at_least_one(count: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.where(count == 0, 1, count)
 
 
-def _warn_if(condition: Bool[Array, ""], message: str) -> None:
+def warn_if(condition: Bool[Array, ""], message: str) -> None:
+    """Warns of a condition that is known to hold, in the name of the caller's caller."""
     if is_known(condition) and bool(condition):
         warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
-def _safe_sqrt(x: Array) -> Array:
+def safe_sqrt(x: Array) -> Array:
     """Square root whose gradient at 0 is 0, not NaN."""
     return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
 
 
-def _centred_means(
+def centred_means(
     stats: ClassStatistics,
 ) -> tuple[Float[Array, "C K"], Float[Array, ""], Float[Array, ""]]:
     """(m_i / scale, scale, rounding of one m_i / scale); rows of absent classes are 0.

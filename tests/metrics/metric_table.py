@@ -185,6 +185,11 @@ METRICS = {
     "population_neural_collapse": Metric(
         lambda stats: metrics.population_neural_collapse(stats), "stats"
     ),
+    "jackknife": Metric(
+        lambda stats, other: metrics.jackknife(metrics.neural_collapse, [stats, other]),
+        "stats other",
+    ),
+    "jackknife_groups": Metric(lambda labels: metrics.jackknife_groups(labels, 3)),
     "geometric_collapse": Metric(
         lambda stats, gc: metrics.geometric_collapse(gc, stats), "stats gc"
     ),
@@ -193,6 +198,12 @@ METRICS = {
             embeddings, labels, stats, weights=weights
         ),
         "embeddings stats weights",
+    ),
+    "directional_error_bound": Metric(
+        lambda stats, embeddings, labels: metrics.directional_error_bound(
+            metrics.directional_cdnv(embeddings, labels, stats), stats, num_shots=400
+        ),
+        "stats embeddings",
     ),
     "relative_geometric_complexity": Metric(
         lambda stats, gc: metrics.relative_geometric_complexity(gc, stats), "stats gc"
@@ -206,6 +217,10 @@ METRICS = {
     ),
     "nc2": Metric(lambda stats: metrics.nc2(stats), "stats"),
     "nc3": Metric(lambda stats, head_kernel: metrics.nc3(stats, head_kernel), "stats head_kernel"),
+    "gnc2": Metric(lambda stats: metrics.gnc2(stats), "stats"),
+    "gnc3": Metric(
+        lambda stats, head_kernel: metrics.gnc3(stats, head_kernel), "stats head_kernel"
+    ),
     "nc4": Metric(
         lambda stats, embeddings, logits, weights: metrics.nc4(
             logits, embeddings, stats, weights=weights

@@ -33,7 +33,7 @@ def test_one_random_set():
     decisions = accumulate.DecAccumulator(C, K)
     for gathered in (covariance, norms):
         gathered.accumulate(x, y, m)
-    decisions.accumulate(x, y, m, w)
+    decisions.accumulate(x, y, w, m)
     within, variances = covariance.compute(), norms.compute()[0]
     lengths = measure.mean_norms(m, centre)
     energy, spread = kernels.kernel_stats(m, centre, kernels.log_kernel)

@@ -15,6 +15,7 @@ from gc_nc.transfer.episode_sampling import Episode, sample_episode, sample_epis
 from gc_nc.transfer.feature_options import transform_features
 from gc_nc.transfer.fine_tuning import fine_tune_predictions
 from gc_nc.transfer.logistic_head import logistic_regression_predictions
+from gc_nc.transfer.whole_set_heads import k_nearest_predictions, linear_probe_predictions
 
 __all__ = [
     "HEADS",
@@ -23,6 +24,8 @@ __all__ = [
     "episode_accuracies",
     "episode_neural_collapse",
     "fine_tune_predictions",
+    "k_nearest_predictions",
+    "linear_probe_predictions",
     "logistic_regression_predictions",
     "mean_confidence_interval",
     "nearest_mean_predictions",

@@ -4,6 +4,7 @@ Its solver is the field's usual reference, and takes less than a minute for 2,00
 """
 
 import warnings
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -46,32 +47,39 @@ def logistic_regression_predictions(
     """
     strength = as_regularization(regularization)
     support, query = checked_shapes(support_embeddings, query_embeddings)
+    num_ways, num_shots, dim = support.shape
+    ways = np.repeat(np.arange(num_ways, dtype=np.int32), num_shots)
     predicted = jax.ShapeDtypeStruct(query.shape[:1], jnp.int32)
     return jax.pure_callback(
-        _fit_and_predict, predicted, support, query, strength, vmap_method="sequential"
+        partial(fit_and_predict, ways=ways),
+        predicted,
+        support.reshape(-1, dim),
+        query,
+        strength,
+        vmap_method="sequential",
     )
 
 
-def _fit_and_predict(support, query, strength) -> np.ndarray:
+def fit_and_predict(examples, query, strength, *, ways) -> np.ndarray:
+    """(N,) int32: scikit-learn's predictions for the query from examples (M, K) of ways (M,)."""
     # Imported here: scikit-learn takes longer to import than the rest of this package.
     require_extra("train", "sklearn")
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    support, query = (np.asarray(array, np.float64) for array in (support, query))
+    examples, query = (np.asarray(array, np.float64) for array in (examples, query))
     strength = float(strength)
     known = np.all(np.isfinite(query), axis=1)
-    if not (np.isfinite(support).all() and np.isfinite(strength)):
+    if not (np.isfinite(examples).all() and np.isfinite(strength)):
         return np.full(len(query), -1, np.int32)
-    num_ways, num_shots, dim = support.shape
-    origin = support.mean(axis=(0, 1))
+    origin = examples.mean(axis=0)
     head = LogisticRegression(
         C=1 / strength, solver="lbfgs", tol=_TOLERANCE, max_iter=_MAX_ITERATIONS
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         try:
-            head.fit((support - origin).reshape(-1, dim), np.repeat(np.arange(num_ways), num_shots))
+            head.fit(examples - origin, ways)
         except ConvergenceWarning:
             return np.full(len(query), -1, np.int32)
     predicted = head.predict(np.where(known[:, None], query - origin, 0))

@@ -61,6 +61,12 @@ TRANSFER = {
     "cosine_predictions": transfer.cosine_predictions,
     "ridge_predictions": transfer.ridge_predictions,
     "logistic_regression_predictions": transfer.logistic_regression_predictions,
+    "k_nearest_predictions": lambda embeddings: transfer.k_nearest_predictions(
+        embeddings, LABELS, embeddings, num_neighbors=3
+    ),
+    "linear_probe_predictions": lambda embeddings: transfer.linear_probe_predictions(
+        embeddings, LABELS, embeddings
+    ),
     "fine_tune_predictions": tuned,
     "transform_features": lambda embeddings: transfer.transform_features(
         embeddings, center=np.ones(5), l2=True
@@ -92,6 +98,8 @@ TRANSFER_ARGUMENTS = {
     "geometric_complexity_to_error": ("inputs",),
     "geometric_complexity_with_outputs": ("inputs",),
     "transform_features": ("embeddings",),
+    "k_nearest_predictions": ("embeddings",),
+    "linear_probe_predictions": ("embeddings",),
     "episode_accuracies": ("embeddings",),
     "episode_neural_collapse": ("cdnv",),
     "sample_episodes": (),

@@ -113,10 +113,11 @@ def directional_error_bound(
         own = stats.known_variances[:, None] / squared_distances(stats)
         spread = 4 * (along + (along.T + own * (own + own.T)) / num_shots)
         bounds = jnp.inf
-        for split in _SPLITS:
+        for split in _SPLITS.tolist():
             bound = spread / (spread + (1 - split) ** 2) + own / (num_shots * split)
             bounds = jnp.minimum(bounds, bound)
     # NaN of a pair stays, since a comparison with it is False.
     of_classes = jnp.sum(jnp.where(pairs, bounds, 0), axis=1)
     of_classes = jnp.where(of_classes > 1, 1, of_classes)
-    return unless_too_few(jnp.sum(of_classes) / jnp.maximum(stats.num_present, 1), stats)
+    num_present = jnp.maximum(stats.num_present, 1).astype(jnp.float32)
+    return unless_too_few(jnp.sum(of_classes) / num_present, stats)

@@ -170,13 +170,13 @@ def _draw_until(
     while True:
         needed = min(num_examples, max(num_pilot, math.ceil(needed / CHUNK) * CHUNK))
         values = sample.draw(sample.affordable(needed, m), m)
+        if not np.isfinite(values).all():
+            return _found(sample, math.nan, math.nan, values, m, met=False)
         fit = regress(values, known, exact=m == sample.full_rank)
         # The share first: of all examples it is 1, and nothing is left.
         share = len(values) / num_examples
         sem = math.sqrt(max(0.0, fit.variance - fit.between * share) / len(values))
         target = relative_error * fit.mean
-        if not np.isfinite(values).all():
-            return _found(sample, math.nan, math.nan, values, m, met=False)
         # An all-zero sample says nothing about the examples that were not drawn.
         if target > 0 and sem <= _PASSES * target:
             # Below the target in float32 as well.

@@ -1,7 +1,5 @@
 """The jackknife: closed forms, and coverage on Gaussians of known collapse."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,10 +27,8 @@ def statistics(z, labels):
 
 def grouped(z):
     """Statistics of each group; those of all samples at once."""
-    return [
-        jax.vmap(partial(statistics, labels=LABELS[g == GROUPS]))(z[:, g == GROUPS])
-        for g in range(G)
-    ]
+    of_samples = jax.jit(jax.vmap(statistics, (0, None)))
+    return [of_samples(z[:, g == GROUPS], LABELS[g == GROUPS]) for g in range(G)]
 
 
 def squared_distances():
@@ -68,6 +64,7 @@ def test_neural_and_geometric_collapse_cover_the_truth():
     def merge_both(a, b):
         return merge(a[0], b[0]), np.concatenate([a[1], b[1]], axis=1)
 
+    @jax.jit
     def values(both):
         stats, norms = both
         return (

@@ -1,29 +1,15 @@
 """Which class a folder's images belong to, and what it is called."""
 
+import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from gc_nc.data.class_names import canonical_name, shown_name
 from gc_nc.data.folder_census import shorten
 from gc_nc.data.folder_listing import Parts, Place, show
+from gc_nc.data.split_folders import split_folders
 from gc_nc.errors import InputError, suggestion
-
-#: Folders that hold a part of a set, in any case: a class may have one folder in each.
-SPLIT_FOLDERS = frozenset(
-    [
-        "train",
-        "training",
-        "val",
-        "valid",
-        "validation",
-        "dev",
-        "test",
-        "testing",
-        "eval",
-        "evaluation",
-    ]
-)
 
 #: Folders that hold what belongs to the folder around them, where they are the only ones in it.
 INNER_FOLDERS = frozenset(
@@ -76,6 +62,9 @@ def name_classes(root: str, places: Mapping[Parts, Place]) -> FolderClasses:
     """
     tree = _Tree(places)
     keys, inner = _without_inner_folders(tree)
+    around = {key[:end] for key in keys.values() for end in range(1, len(key))}
+    strays = [p for p, key in keys.items() if key in around and tree.is_of_split(p, key)]
+    keys |= dict.fromkeys(strays, ())
     groups: dict[Parts, list[Place]] = defaultdict(list)
     for place in tree.places:
         groups[keys[place.parts]].append(place)
@@ -89,14 +78,15 @@ def name_classes(root: str, places: Mapping[Parts, Place]) -> FolderClasses:
     merged = {part for group in groups.values() if len(group) > 1 for part in tree.splits(group)}
     if merged:
         notes.append(f"classes of one name in {', '.join(sorted(merged))} are one class")
-    alike = defaultdict(list)
-    for name in names.values():
-        alike[name.casefold()].append(name)
-    notes += [
-        f"{' and '.join(map(repr, same))} differ in case only and are different classes"
-        for same in alike.values()
-        if len(same) > 1
-    ]
+        lacking = [
+            f"{names[key]} in {part}"
+            for key, group in sorted(groups.items())
+            if (own := tree.splits(group))
+            for part in sorted(merged.difference(own))
+        ]
+        if lacking:
+            notes.append(f"split folders lack classes ({len(lacking)}: {shorten(lacking)})")
+    notes += _notes_of_looks(names.values())
     return FolderClasses({names[key]: groups[key] for key in groups}, strays, tuple(notes))
 
 
@@ -143,16 +133,26 @@ class _Tree:
         for place in self.places:
             for end in range(len(place.parts)):
                 self.below[place.parts[:end]].add(place.parts[: end + 1])
+        self._called_split = set().union(*map(split_folders, self.below.values()))
 
     def is_split(self, parts: Parts) -> bool:
         """Whether a folder holds a part of the set and is not a class called so.
 
         CIFAR-100 has a class "train": beside other classes, and no split has classes in it.
         """
-        if not parts or not _called_split(parts):
-            return False
-        splits = filter(_called_split, self.below[parts[:-1]])
+        if parts not in self._called_split:
+            # As archives unpack in a folder of their own name: "seg_train/seg_train".
+            return self._repeats_its_parent(parts) and self.is_split(parts[:-1])
+        splits = self.below[parts[:-1]] & self._called_split
         return any(map(self._has_classes, splits)) or self.beside_splits(parts)
+
+    def _repeats_its_parent(self, parts: Parts) -> bool:
+        return parts[-2:] == parts[-1:] * 2 and self.below[parts[:-1]] == {parts}
+
+    def is_of_split(self, parts: Parts, key: Parts) -> bool:
+        """Whether a split folder, not a class, is what images lie in; `key` is their class."""
+        has_inner_folder = key == self.key(parts)[:-1]
+        return self.is_split(parts[:-1] if has_inner_folder else parts)
 
     def _has_classes(self, parts: Parts) -> bool:
         return any(
@@ -162,7 +162,7 @@ class _Tree:
 
     def beside_splits(self, parts: Parts) -> bool:
         """Whether all folders of images beside it are called as splits are, too."""
-        return all(map(_called_split, self.below[parts[:-1]]))
+        return self.below[parts[:-1]] <= self._called_split
 
     def key(self, parts: Parts) -> Parts:
         """A path without its splits, composed."""
@@ -186,8 +186,23 @@ class _Tree:
         ]
 
 
-def _called_split(parts: Parts) -> bool:
-    return parts[-1].casefold() in SPLIT_FOLDERS
+def _notes_of_looks(names: Iterable[str]) -> list[str]:
+    """Of classes that somebody may take for one."""
+    alike = defaultdict(list)
+    for name in sorted(names):
+        alike[_look(name)].append(name)
+    notes = []
+    for same in (same for same in alike.values() if len(same) > 1):
+        case = len({name.lower() for name in same}) == 1
+        how = "differ in case only" if case else "look alike"
+        notes.append(f"{' and '.join(map(repr, same))} {how} and are different classes")
+    return notes
+
+
+def _look(name: str) -> str:
+    """A name without what is hardly seen: case, ligatures, spaces and signs that do not show."""
+    shown = (c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
+    return " ".join("".join(shown).casefold().split())
 
 
 def _without_inner_folders(tree: _Tree) -> tuple[dict[Parts, Parts], list[str]]:

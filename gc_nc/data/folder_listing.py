@@ -39,6 +39,7 @@ _SYSTEM = frozenset(
         "desktop.ini",
         "__macosx",
         "$recycle.bin",
+        "#recycle",
         "system volume information",
         "@eadir",
         "lost+found",

@@ -1,0 +1,34 @@
+"""Which folders hold a part of a set, such as train and test, and so are no classes."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+
+from gc_nc.data.folder_listing import Parts
+
+_SPLITS = (
+    *("train", "training", "val", "valid", "validation", "dev", "test", "testing"),
+    *("eval", "evaluation", "holdout", "heldout", "pred", "unlabeled", "unlabelled"),
+)
+# What such names may have beside that: "train_images", "test-set", "trainset", "val2017".
+_OF_A_SET = ("dataset", "data", "set", "split", "images", "image", "imgs", "img", "folder")
+_SPLIT, _OTHER = "|".join(_SPLITS), f"(?:{'|'.join(_OF_A_SET)})*"
+_OWN_NAME = re.compile(f"{_OTHER}({_SPLIT}){_OTHER}")
+_LETTERS = re.compile(r"[^\W\d_]+")
+
+
+def split_folders(siblings: Iterable[Parts]) -> set[Parts]:
+    """Those of the folders in one place that are called as splits are, in any case.
+
+    By their own names, or beside each other: "seg_train" and "seg_test".
+    """
+    found, alike = set(), defaultdict(dict)
+    for parts in siblings:
+        words = _LETTERS.findall(parts[-1].casefold())
+        if _OWN_NAME.fullmatch("".join(words)):
+            found.add(parts)
+        for i, word in enumerate(words):
+            if word in _SPLITS:
+                alike[*words[:i], "", *words[i + 1 :]].setdefault(word, []).append(parts)
+    groups = (group for group in alike.values() if len(group) > 1)
+    return found.union(*(parts for group in groups for parts in group.values()))

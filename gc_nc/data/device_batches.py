@@ -74,18 +74,21 @@ def normalize(
 def augment(
     key: jax.Array, images: UInt8[Array, "B H W c"], augmentation: Augmentation
 ) -> UInt8[Array, "B H W c"]:
-    """Crops and flips each image on its own; without augmentation the images themselves."""
+    """Crops and flips each image on its own; without augmentation the images themselves.
+
+    What is drawn of a key is the same with 64 bits enabled.
+    """
     crop_key, flip_key = jax.random.split(key)
     batch, *shape = images.shape
     pad = augmentation.crop_padding
     if pad:
         padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-        corners = jax.random.randint(crop_key, (batch, 2), 0, 2 * pad + 1)
+        corners = jax.random.randint(crop_key, (batch, 2), 0, 2 * pad + 1, jnp.int32)
         images = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), shape))(
             padded, corners
         )
     if augmentation.flip:
-        flips = jax.random.bernoulli(flip_key, shape=(batch,))
+        flips = jax.random.bernoulli(flip_key, jnp.float32(0.5), (batch,))
         images = jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
     return images
 

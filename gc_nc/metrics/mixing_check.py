@@ -3,7 +3,7 @@
 Every metric of a Jacobian takes it for granted that example b's embedding depends on x_b alone.
 With BatchNorm in training mode, or any other statistic across the batch, it does not: what would be
 measured depends on who else is in the batch. So at the first call of a program some examples of the
-first chunk are replaced, and the embeddings of the others must stay.
+first chunk are replaced, then the others, and the embeddings of those that are not must stay.
 """
 
 import contextlib
@@ -85,7 +85,7 @@ class MixingCheck:
     ) -> None:
         """Checks `embeddings` = run(inputs), where `run` is one compiled program.
 
-        Costs one more call of it, at the first call with concrete arrays of this shape.
+        Costs two more calls of it, at the first call with concrete arrays of this shape.
         """
         # One example has no other to mix with.
         if is_switched_off() or len(inputs) < 2 or not is_known(inputs, embeddings):
@@ -104,15 +104,20 @@ class MixingCheck:
         shape = jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)
         if draws_anew(self._trace_fn, shape):
             return _RANDOM
-        changed, replaced = _with_others(np.asarray(inputs))
 
         def embed(x):
             # Committed to a device only if the inputs are: it would be another program otherwise.
             x = jax.device_put(x, inputs.sharding if inputs.committed else None)
             return np.asarray(run(x))
 
+        half = _about_half(len(inputs))
+        findings = (self._compare(embed, inputs, embeddings, part) for part in (half, ~half))
+        return next(filter(None, findings), None)
+
+    def _compare(self, embed, inputs, embeddings, replaced):
+        """What is found where some examples are replaced."""
         try:
-            after = embed(changed)
+            after = embed(_with_others(np.asarray(inputs), replaced))
         except FloatingPointError:
             # Somebody debugs NaN, and what was made up is no input of this network.
             return None
@@ -122,6 +127,7 @@ class MixingCheck:
             return None
         # Looked at again only now: half precision, and what the same program gives the same inputs.
         again = embed(np.asarray(inputs))
+        shape = jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)
         tolerance = self._tolerance(embeddings, jax.eval_shape(self._trace_fn, shape).dtype)
         noise = _difference(again, embeddings)
         if _exceeds(noise, tolerance, embeddings, again):
@@ -150,22 +156,31 @@ def _exceeds(change, tolerance, one, other) -> bool:
     return bool(np.any(~same) or np.any((change > tolerance) & known))
 
 
-def _with_others(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The inputs with the first and about half of the others replaced, and which those are.
+def _about_half(num_examples: int) -> np.ndarray:
+    """Which are replaced at first: the first, and of the others half at random.
 
-    Half of them at random, so that a shift by any number of rows is seen. What replaces them is
-    made from other rows, with the same signs and smaller, which most networks take; only the first
-    has the largest entry of all, so that a maximum over the batch moves too.
+    So that a shift by any number of rows is seen. The last is not.
     """
-    replaced = np.random.default_rng(0).random(len(inputs)) < 0.5
-    replaced[0], replaced[-1] = True, False
+    half = np.random.default_rng(0).random(num_examples) < 0.5
+    half[0], half[-1] = True, False
+    return half
+
+
+def _with_others(inputs: np.ndarray, replaced: np.ndarray) -> np.ndarray:
+    """The inputs with some of them replaced.
+
+    What replaces them is made from other rows, with the same signs and smaller, which most networks
+    take; only the first of them has the largest entry of all, so that a maximum over the batch
+    moves too.
+    """
     rows = inputs.reshape(len(inputs), -1)
     others = np.roll(rows, 1, axis=0)[:, ::-1] / 4
-    largest, own = np.max(np.abs(rows)), np.max(np.abs(others[0]))
+    first = np.argmax(replaced)
+    largest, own = np.max(np.abs(rows)), np.max(np.abs(others[first]))
     with np.errstate(all="ignore"):
-        others[0] = others[0] * (2 * largest / own) if own > 0 else 1 + largest
+        others[first] = others[first] * (2 * largest / own) if own > 0 else 1 + largest
     changed = np.where(replaced[:, None], others, rows).astype(inputs.dtype)
-    return changed.reshape(inputs.shape), replaced
+    return changed.reshape(inputs.shape)
 
 
 @functools.lru_cache(maxsize=1024)

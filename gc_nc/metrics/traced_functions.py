@@ -59,7 +59,8 @@ def _same_equation(one: Any, other: Any) -> bool:
         return False
     for name, parameter in one.params.items():
         pair = parameter, other.params.get(name)
-        if all(isinstance(p, (bool, int, float, str)) for p in pair) and pair[0] != pair[1]:
+        # By their bytes: a gather's fill value may be NaN, which is not equal to itself.
+        if all(isinstance(p, (bool, int, float, str)) for p in pair) and not _same_number(*pair):
             return False
         if _is_traced(parameter) and not _same_numbers(*map(_constants, pair)):
             return False

@@ -106,3 +106,11 @@ def test_crops_are_windows_of_the_padded_image():
     windows = {padded[i : i + 4, j : j + 4].tobytes() for i in range(3) for j in range(3)}
     crops = augmented(jax.random.key(0), np.tile(image[None], (200, 1, 1, 1)), Augmentation(1))
     assert {np.asarray(crop).tobytes() for crop in crops} == windows
+
+
+def test_the_same_is_drawn_with_64_bits_enabled():
+    images = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 1), dtype=np.uint8)
+    expected = augmented(jax.random.key(0), images, Augmentation(1, flip=True))
+    with jax.enable_x64(True):
+        drawn = augmented(jax.random.key(0), images, Augmentation(1, flip=True))
+    np.testing.assert_array_equal(drawn, expected)

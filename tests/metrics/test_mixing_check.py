@@ -63,6 +63,9 @@ MIXING = {
     "over the largest": lambda x: x / jnp.max(jnp.abs(x)),
     "softmax over the wrong axis": lambda x: jax.nn.softmax(x, axis=0),
     "the first": lambda x: x - x[:1],
+    "the last": lambda x: x - x[-1:],
+    "one in the middle": lambda x: x - x[7:8],
+    "the odd ones with their neighbours": lambda x: x.at[1::2].add(x[::2]),
     "its neighbour": lambda x: x + jnp.roll(x, 1, axis=0),
     "those before": lambda x: jnp.cumsum(x, axis=0),
     "attention": lambda x: jax.nn.softmax(x @ x.T, axis=1) @ x,
@@ -156,11 +159,19 @@ ORDINARY = {
     "infinite": lambda x: x * jnp.inf,
     "constant": lambda x: 0 * x,
     "compiled": jax.jit(lambda x: jnp.tanh(x @ W)),
+    "a table of embeddings": lambda x: x @ jnp.take(W, jnp.arange(8), axis=0),
 }
 
 
 #: The others are slow.
-TYPICAL = ("linear", "BatchNorm", "BatchNorm in bfloat16", "LayerNorm", "NaN for some")
+TYPICAL = (
+    "linear",
+    "BatchNorm",
+    "BatchNorm in bfloat16",
+    "LayerNorm",
+    "NaN for some",
+    "a table of embeddings",
+)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,8 @@ def augment(
     if pad:
         padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
         corners = jax.random.randint(crop_key, (batch, 2), 0, 2 * pad + 1, jnp.int32)
-        images = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), shape))(
+        corners = jnp.pad(corners, ((0, 0), (0, 1)))
+        images = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, corner, shape))(
             padded, corners
         )
     if augmentation.flip:

@@ -43,7 +43,7 @@ def _small_and_without_pictures(monkeypatch):
 
 
 def tiny_config(folder):
-    """A run with a penalty, a monitor, BatchNorm and held-out classes."""
+    """A run with augmentation, a penalty, a monitor, BatchNorm and held-out classes."""
     rng = np.random.default_rng(0)
     labels = np.arange(48) % 6
     patterns = rng.integers(0, 256, (6, 8, 8, 1))
@@ -57,6 +57,7 @@ def tiny_config(folder):
     config = default_config()
     config.data.source, config.data.data_dir = "npz", str(folder / "data.npz")
     config.data.classes.split, config.data.classes.counts = "random", (4, 2)
+    config.data.crop_padding, config.data.flip = 1, True
     config.model.name, config.model.width, config.model.batch_norm = "mlp", 0.05, True
     config.batch_size, config.num_steps = 4, 3
     config.optimizer.momentum, config.optimizer.l2 = 0.9, 1e-3

@@ -110,19 +110,24 @@ def _check_split(
 ) -> ImageSplit:
     where = f"{name}: {split}"
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
+        channels_first = images.ndim == 4 and images.shape[1] in (1, 3)
+        hint = "; with channels first, store images.transpose(0, 2, 3, 1)" if channels_first else ""
         raise InputError(
             f"{where} images have shape {images.shape}; (N, H, W), (N, H, W, 1) or (N, H, W, 3)"
-            " is needed"
+            f" is needed{hint}"
         )
     if images.dtype != np.uint8:
-        raise InputError(f"{where} images are {images.dtype}; uint8 in 0..255 is needed")
+        hint = "of whole numbers in that range, store images.astype('uint8')"
+        if np.issubdtype(images.dtype, np.floating):
+            hint = "of fractions in 0..1, store (255 * images).round().astype('uint8')"
+        raise InputError(f"{where} images are {images.dtype}; uint8 in 0..255 is needed; {hint}")
     if images.size == 0:
         raise InputError(f"{where} has no examples (shape {images.shape}); at least 1 is needed")
     if not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(
-            f"{where} labels are {labels.dtype}; integers are needed: number the classes from 0, or"
-            " convert whole numbers with labels.astype(int)"
-        )
+        hint = "number the classes from 0, or convert whole numbers with labels.astype(int)"
+        if labels.dtype.kind in "US":
+            hint = "number the classes from 0, as np.unique(labels, return_inverse=True) does"
+        raise InputError(f"{where} labels are {labels.dtype}; integers are needed: {hint}")
     labels = flat_labels(labels)
     if labels.shape != images.shape[:1]:
         one_hot = labels.ndim == 2 and len(labels) == len(images)

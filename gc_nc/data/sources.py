@@ -234,11 +234,26 @@ def _load_npz(name, path, num_classes, check_fits) -> ImageDataset:
             check_fits(sum(member.file_size for member in archive.infolist()))
         with np.load(path, allow_pickle=False) as arrays:
             keys = set(arrays.files)
+
+            def read(key):
+                array = arrays[key]
+                # NumPy gives the bytes of what else a ZIP file may hold.
+                if not isinstance(array, np.ndarray):
+                    raise InputError(f"{path}: {key} is no array; store it with numpy.savez")
+                return array
+
             if {"x_train", "y_train", "x_test", "y_test"} <= keys:
-                train, test = ((arrays[f"x_{s}"], arrays[f"y_{s}"]) for s in ("train", "test"))
+                train, test = ((read(f"x_{s}"), read(f"y_{s}")) for s in ("train", "test"))
             elif {"images", "labels", "split"} <= keys:
-                is_train = flat_labels(arrays["split"]) == 0
-                images, labels = arrays["images"], flat_labels(arrays["labels"])
+                split = flat_labels(read("split"))
+                other = split[(split != 0) & (split != 1)]
+                if other.size:
+                    raise InputError(
+                        f"{path}: split holds {other.flat[0].item()!r}; 0 (train) and 1 (test) are"
+                        " needed"
+                    )
+                is_train = split == 0
+                images, labels = read("images"), flat_labels(read("labels"))
                 if not is_train.shape == labels.shape == images.shape[:1]:
                     raise InputError(
                         f"{path}: images {images.shape}, labels {labels.shape} and split"

@@ -4,6 +4,7 @@ import gzip
 import os
 import socket
 import time
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -207,7 +208,15 @@ X, Y = arrays(6, (4, 4))
         (npz(X, Y), {"num_classes": 4}, r"label 4 is outside 0\.\.3"),
         (npz(X, Y, X[:, :3], Y), {}, "differ in shape"),
         ({"x": X}, {}, "holds x; x_train, y_train"),
-        ({"images": X, "labels": Y, "split": Y[:3]}, {}, "differ in length"),
+        ({"images": X, "labels": Y, "split": Y[:2]}, {}, "differ in length"),
+        ({"images": X, "labels": Y, "split": Y % 3}, {}, "split holds 2; 0 .* and 1 .* are needed"),
+        ({"images": X, "labels": Y, "split": Y - 1.0}, {}, "split holds -1.0; 0"),
+        ({"images": X, "labels": Y, "split": Y * np.nan}, {}, "split holds nan; 0"),
+        ({"images": X, "labels": Y, "split": Y.astype(str)}, {}, "split holds '0'; 0"),
+        (npz(X.transpose(0, 2, 1)[:, None].repeat(3, 1), Y), {}, r"transpose\(0, 2, 3, 1\)"),
+        (npz(X / 255, Y), {}, "float64; uint8 in 0..255 .*of fractions in 0..1, store"),
+        (npz(X.astype(int), Y), {}, r"int64; uint8 in 0..255 .*astype\('uint8'\)"),
+        (npz(X, Y.astype(str)), {}, r"labels are <U3; .*np.unique\(labels, return_inverse=True\)"),
         (npz(X, Y), {"memory_limit_gib": 1e-9}, "GiB in memory and 1e-09 GiB fits"),
     ],
 )
@@ -215,6 +224,15 @@ def test_bad_npz_is_one_line(tmp_path, contents, options, message):
     np.savez(tmp_path / "x.npz", **contents)
     with pytest.raises(InputError, match=message) as error:
         load_dataset("npz", None, str(tmp_path / "x.npz"), **options)
+    assert "\n" not in str(error.value)
+
+
+def test_npz_members_that_are_no_arrays_are_one_line(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        for name in npz(X, Y):
+            archive.writestr(f"{name}.npy", b"no array")
+    with pytest.raises(InputError, match="x_train is no array") as error:
+        load_dataset("npz", None, str(tmp_path / "x.npz"))
     assert "\n" not in str(error.value)
 
 

@@ -1,12 +1,14 @@
 """The data of a run from its configuration."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from gc_nc.data.class_splits import (
     HELD_PARTS,
@@ -15,12 +17,13 @@ from gc_nc.data.class_splits import (
     divide_by_class,
     needed_classes,
 )
-from gc_nc.data.datasets import ImageSplit
+from gc_nc.data.datasets import ImageDataset, ImageSplit
 from gc_nc.data.device_batches import Normalization, channel_normalization
+from gc_nc.data.folder_census import shorten
 from gc_nc.data.sources import STREAMED_SOURCES, load_dataset, memory_limit
 from gc_nc.data.streamed_images import StreamedImages
 from gc_nc.data.subsets import limit_images_per_class
-from gc_nc.devices import Placement, largest_of_all
+from gc_nc.devices import Placement, is_main_process, largest_of_all
 from gc_nc.files import read_json_object
 from gc_nc.training.evaluation import on_device
 
@@ -117,8 +120,23 @@ def load_run_data(config: ConfigDict, workdir: Path | None = None) -> TransferDa
         holdout=data.holdout,
         holdout_seed=classes.seed,
     )
+    if split.kind == "all" and is_main_process():
+        _say_which_classes_lack_images(dataset)
     divided = limit_images_per_class(divide_by_class(dataset, split), **limits, seed=classes.seed)
     return _in_memory(divided, limit) if read_part else divided
+
+
+def _say_which_classes_lack_images(dataset: ImageDataset) -> None:
+    """One line, as where somebody's labels count from 1 or a test set has classes of its own."""
+    lacking = []
+    for name in ("train", "test"):
+        counts = np.bincount(getattr(dataset, name).labels, minlength=dataset.num_classes)
+        missing = [dataset.class_names[label] for label in np.flatnonzero(counts == 0)]
+        if missing:
+            of_all = f"{len(missing)} of {dataset.num_classes} classes"
+            lacking.append(f"no {name} images of {of_all} ({shorten(missing)})")
+    if lacking:
+        tqdm.write(f"{dataset.name}: {'; '.join(lacking)}", file=sys.stderr)
 
 
 def _in_memory(divided: TransferDataset, limit_gib: float | None) -> TransferDataset:

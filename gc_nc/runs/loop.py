@@ -69,7 +69,9 @@ def train(
     """
     check_config(config)
     run_directory.check_run_directory(workdir, config)
-    if (results := run_directory.read_results(workdir)) is not None:
+    results = run_directory.read_results(workdir)
+    # In another place there may be other data, which must be read to be known.
+    if results is not None and not run_directory.are_data_elsewhere(workdir, config):
         return results
     placement = Placement(find_devices())
     placement.check_batch_size(config.batch_size)

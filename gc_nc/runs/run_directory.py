@@ -68,7 +68,8 @@ def check_run_directory(workdir: Path, config: ConfigDict) -> None:
 
     Raises:
       InputError: the directory cannot be written to, contains something else, or contains a run of
-        another configuration (the message has the keys that differ).
+        another configuration (the message has the keys that differ). The place of the data may
+        differ if the run noted their fingerprint, which is compared when they are read.
     """
     if special := set("*?[]") & set(str(workdir.absolute())):
         raise InputError(
@@ -79,6 +80,8 @@ def check_run_directory(workdir: Path, config: ConfigDict) -> None:
     try:
         if config_path.exists():
             stored = read_stored_config(config_path, hint="; choose another workdir")
+            if _has_fingerprint(workdir):
+                stored["data.data_dir"] = config.data.data_dir
             check_same_config(f"workdir {workdir}", stored, config)
         elif (
             workdir.is_dir()
@@ -99,6 +102,17 @@ def check_run_directory(workdir: Path, config: ConfigDict) -> None:
             )
     except OSError as error:
         raise InputError(f"workdir {workdir} cannot be used ({error}); choose another") from error
+
+
+def _has_fingerprint(workdir: Path) -> bool:
+    path = workdir / "metadata.json"
+    return path.exists() and bool((read_json_object(path).get("data") or {}).get("fingerprint"))
+
+
+def are_data_elsewhere(workdir: Path, config: ConfigDict) -> bool:
+    """Whether the data of a run that has begun lay in another place than config.data names."""
+    path = workdir / "config.json"
+    return path.exists() and read_stored_config(path)["data.data_dir"] != config.data.data_dir
 
 
 def _is_ours(path: Path) -> bool:

@@ -165,6 +165,32 @@ def stops_after_the_check(monkeypatch):
 
 
 @pytest.mark.usefixtures("stops_after_the_check")
+def test_data_may_be_moved_and_not_replaced(begun):
+    config, workdir = begun
+    metadata = json.loads((workdir / "metadata.json").read_text())
+    config.data.data_dir = str(workdir.with_name("moved.npz"))
+    write_npz(config.data.data_dir, *arrays())
+    with pytest.raises(PastTheCheckError):
+        loop.train(config, workdir)
+    # What it began with stays noted.
+    assert json.loads((workdir / "config.json").read_text())["data"]["data_dir"].endswith("x.npz")
+    open_run(workdir, config.data.data_dir)
+    results = {"test/accuracy": 1.0}
+    (workdir / "results.json").write_text(json.dumps(results))
+    assert loop.train(config, workdir) == results
+    write_npz(config.data.data_dir, *shifted(*arrays()))
+    for _ in range(2):
+        with pytest.raises(InputError, match="labels of the train and test images differ"):
+            loop.train(config, workdir)
+        (workdir / "results.json").unlink(missing_ok=True)
+    # Without a fingerprint it cannot be known.
+    metadata["data"]["fingerprint"] = None
+    (workdir / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(InputError, match=r"another config: data\.data_dir is"):
+        loop.train(config, workdir)
+
+
+@pytest.mark.usefixtures("stops_after_the_check")
 def test_a_run_from_before_fingerprints_is_read_with_a_line(begun, capsys):
     config, workdir = begun
     metadata = json.loads((workdir / "metadata.json").read_text())

@@ -65,17 +65,25 @@ def as_numbers(array: Any, name: str) -> Array:
     """Returns a JAX array as it is, but `replicated`, and anything else as a NumPy array.
 
     Raises:
-      ValueError: something that is not an array of numbers, such as a dict or None.
+      ValueError: something that is not an array of numbers, such as a dict or None, or an array with
+        masked entries.
     """
     given = array
+    if np.ma.is_masked(array):
+        raise ValueError(
+            f"{_subject(name)} masked in part, and NumPy would give what is under the mask; leave"
+            " those rows out or fill them"
+        )
     if not isinstance(array, jax.Array):
         try:
             # Variables of Flax NNX have this method, for example.
             wrapped = getattr(array, "__jax_array__", None)
             array = np.asarray(array) if wrapped is None else wrapped()
-        except (TypeError, ValueError) as error:
+        # Tensors of other libraries raise errors of many types, whose text says why.
+        except Exception as error:
+            why = f" ({' '.join(str(error).split())})" if hasattr(given, "__array__") else ""
             raise ValueError(
-                f"{_subject(name)} {described(given)}; an array of numbers is needed"
+                f"{_subject(name)} {described(given)}; an array of numbers is needed{why}"
             ) from error
     if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
         raise ValueError(f"{_subject(name)} {described(given)}; an array of numbers is needed")
@@ -89,7 +97,7 @@ def _subject(name: str) -> str:
 def described(value: Any) -> str:
     """A value of a wrong type as an error shows it: the value if that is short, else its type."""
     kind = type(value).__name__
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, (bool, int, float, str, np.generic)):
         return repr(value)
     if isinstance(value, (jax.Array, np.ndarray)):
         return f"{value.dtype} of shape {value.shape}"
@@ -174,8 +182,7 @@ def check_whole(value: Any, least: int, name: str) -> int:
     except TypeError:
         whole = None
     if whole is None:
-        shown = described(value) if isinstance(value, (np.ndarray, jax.Array)) else repr(value)
-        raise ValueError(f"{name}={shown} must be a whole number, {least} or more")
+        raise ValueError(f"{name}={described(value)} must be a whole number, {least} or more")
     if whole < least:
         raise ValueError(f"{name}={value} must be at least {least}")
     return whole

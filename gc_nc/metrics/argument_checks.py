@@ -4,7 +4,7 @@ Numbers and arrays of numbers are checked in `gc_nc.array_types`.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -41,18 +41,40 @@ def as_number(value: Any, name: str, allowed: Callable[[float], bool], needed: s
     """
     if not is_known(value):
         raise ValueError(f"{name} is traced; a number that is known outside jit is needed")
-    one_number = np.ndim(value) == 0 and isinstance(value, (int, float, np.number, *ARRAYS))
-    if not one_number or isinstance(value, bool) or not np.isreal(value):
+    one_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(value, (np.generic, *ARRAYS)):
+        real = any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer))
+        one_number = real and value.ndim == 0
+    if not one_number:
         raise ValueError(f"{name}={described(value)} {needed}")
     if not allowed(float(value)):
         raise ValueError(f"{name}={value} {needed}")
     return float(value)
 
 
+def check_choice(value: Any, allowed: Collection[str], name: str, or_else: str = "") -> None:
+    """Raises ValueError for what is not one of some words; `or_else` ends the message."""
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name}={described(value)} is not one of {', '.join(allowed)}{or_else}")
+
+
 def check_function(function: Any, name: str, needed: str) -> None:
     """Raises ValueError for what cannot be called."""
     if not callable(function):
         raise ValueError(f"{name} is {described(function)}; a function {needed} is needed")
+
+
+def check_leaves(params: Any) -> None:
+    """Raises ValueError for parameters that are no pytree of arrays, such as a whole module."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        kind = getattr(leaf, "dtype", np.dtype(type(leaf)))
+        if not any(
+            jnp.issubdtype(kind, known) for known in (jnp.number, bool, jax.dtypes.extended)
+        ):
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} is {described(leaf)}; a pytree of arrays of"
+                " numbers is needed"
+            )
 
 
 def check_rows(embeddings: Array, dim: int, name: str = "embeddings") -> None:

@@ -21,7 +21,7 @@ from gc_nc.array_types import (
     nan_where,
     with_nan,
 )
-from gc_nc.metrics.argument_checks import as_number, counted_rows
+from gc_nc.metrics.argument_checks import as_number, check_choice, counted_rows
 from gc_nc.metrics.class_statistics import ClassStatistics, as_statistics
 from gc_nc.metrics.collapse import (
     checked_pairs,
@@ -214,8 +214,7 @@ def geometric_complexity_interval(
         NaN).
     """
     smallest_n = {"hoeffding": 1, "empirical_bernstein": 2}
-    if method not in smallest_n:
-        raise ValueError(f"method={method!r} is not one of {', '.join(smallest_n)}")
+    check_choice(method, smallest_n, "method")
     delta = as_number(delta, "delta", lambda d: 0 < d < 1, "must be between 0 and 1, both excluded")
     norms = as_floating(norms, "norms")
     n = norms.size

@@ -121,7 +121,7 @@ def squared_distances(stats: ClassStatistics) -> Float[Array, "C C"]:
         # and what is left of a tiny one is rounding.
         differs = jnp.max(jnp.abs(differences), axis=1) > 0
         unknown = jnp.isinf(squares) | (differs & (squares < _SMALLEST_SQUARE))
-        return with_nan(unknown, squares)
+        return squares, unknown
 
-    squares = jax.lax.map(squared_distances_from, (offsets, residuals))
-    return jnp.where(_ordered_pairs(stats), squares, 1)
+    squares, unknown = jax.lax.map(squared_distances_from, (offsets, residuals))
+    return jnp.where(_ordered_pairs(stats), with_nan(unknown, squares), 1)

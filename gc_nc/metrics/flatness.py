@@ -29,7 +29,7 @@ from gc_nc.array_types import (
     replicated,
 )
 from gc_nc.compilation import jit_for_device
-from gc_nc.metrics.argument_checks import as_key, check_function
+from gc_nc.metrics.argument_checks import as_key, check_function, check_leaves
 from gc_nc.metrics.functions_by_value import comparable
 from gc_nc.metrics.jacobian_estimators import Estimate, signs
 from gc_nc.metrics.jacobian_products import staged, varying_like, weighted_mean
@@ -237,6 +237,7 @@ def _compile(loss_fn: LossFn, params: Any) -> Callable:
     The measure is static; the loss it gets is a function of one flat vector in float32.
     """
     check_function(loss_fn, "loss_fn", "from parameters to a scalar")
+    check_leaves(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):

@@ -15,7 +15,7 @@ from jaxtyping import Float, Shaped
 
 from gc_nc.array_types import Array, EmbedFn, check_whole
 from gc_nc.metrics import jacobian_products as products
-from gc_nc.metrics.argument_checks import as_key
+from gc_nc.metrics.argument_checks import as_key, check_choice
 from gc_nc.metrics.functions_by_value import comparable
 from gc_nc.metrics.traced_functions import has_forward_mode
 
@@ -52,11 +52,9 @@ def estimate_squared_jacobian_norms(
     Raises:
       ValueError: as `estimate_geometric_complexity`.
     """
-    if not callable(method) and method not in ESTIMATION_METHODS:
-        raise ValueError(
-            f"method={method!r} is not one of: {', '.join(ESTIMATION_METHODS)}; nor a function"
-            " (key, embedding) -> cotangent"
-        )
+    if not callable(method):
+        or_else = "; nor a function (key, embedding) -> cotangent"
+        check_choice(method, ESTIMATION_METHODS, "method", or_else)
     num_probes, key = check_whole(num_probes, 1, "num_probes"), as_key(key)
     inputs, embedding_dim = products.check_embedding(embed_fn, inputs)
     input_dim = inputs[0].size

@@ -65,7 +65,7 @@ def squared_jacobian_norms(
     input_dim = inputs[0].size
     if input_dim == 0:
         return jnp.zeros(inputs.shape[0], inputs.dtype)
-    if getattr(skip_inactive, "dtype", None) == np.bool_:
+    if getattr(skip_inactive, "dtype", None) == np.bool_ and skip_inactive.ndim == 0:
         skip_inactive = bool(skip_inactive)
     if skip_inactive is not False:
         return _active_norms(embed_fn, inputs, embedding_dim, chunk_size, skip_inactive)

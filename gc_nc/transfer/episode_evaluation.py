@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from gc_nc.array_types import Array, as_floating, as_numbers, described, is_known, with_nan
-from gc_nc.metrics.argument_checks import as_labels, check_function
+from gc_nc.metrics.argument_checks import as_labels, check_choice, check_function
 from gc_nc.transfer.closed_form_heads import (
     cosine_predictions,
     nearest_mean_predictions,
@@ -71,9 +71,10 @@ def episode_accuracies(
         not have the label of their way.
     """
     if isinstance(head, str):
-        if head not in HEADS:
-            raise ValueError(f"head={head!r} is not one of {', '.join(HEADS)}")
+        check_choice(head, HEADS, "head")
         head = HEADS[head]
+    if report is not None:
+        check_function(report, "report", "of the number of episodes done")
     check_function(head, "head", "(support (W, S, K), query (N, K)) -> (N,), or the name of one,")
     embeddings = as_floating(embeddings, "embeddings")
     episodes = _checked(embeddings, labels, episodes)

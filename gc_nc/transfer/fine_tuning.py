@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, Shaped
 from gc_nc.array_types import Array, as_floating, as_numbers, as_scalar, check_whole
 from gc_nc.compilation import jit_for_device
 from gc_nc.errors import require_extra
-from gc_nc.metrics.argument_checks import as_number, check_function
+from gc_nc.metrics.argument_checks import as_number, check_function, check_leaves
 from gc_nc.metrics.functions_by_value import comparable
 from gc_nc.metrics.jacobian_products import power_of_two_near
 from gc_nc.metrics.mixing_check import MixingCheck, program_of
@@ -69,6 +69,9 @@ def fine_tune_predictions(
     """
     require_extra("train", "optax")
     check_function(embed_fn, "embed_fn", "(params, inputs (B, *input)) -> (B, K)")
+    if report is not None:
+        check_function(report, "report", "of the step and its loss")
+    check_leaves(params)
     num_steps = check_whole(num_steps, 0, "num_steps")
     learning_rate = as_scalar(learning_rate, "learning_rate")
     momentum = as_number(momentum, "momentum", lambda m: 0 <= m < 1, "must be in [0, 1)")

@@ -206,7 +206,7 @@ def test_forward_mode_of_a_wide_embedding_equals_reverse_mode():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"method": "magic"}, "method='magic' is not one of: output_probes, input_probes"),
+        ({"method": "magic"}, "method='magic' is not one of output_probes, input_probes"),
         ({"num_probes": 0}, "num_probes=0"),
         ({"method": "output_dims", "num_probes": 3}, "there are only 2 dimensions"),
         ({"method": "input_dims", "num_probes": 3}, "there are only 2 dimensions"),

@@ -359,7 +359,7 @@ def test_tf32_is_never_used():
             lambda: estimate_geometric_complexity(
                 linear, jnp.ones((2, 2)), jax.random.key(0), method="magic"
             ),
-            "method='magic' is not one of: output_probes",
+            "method='magic' is not one of output_probes",
         ),
         (
             lambda: estimate_geometric_complexity(

@@ -24,6 +24,13 @@ def _as_users_have_it(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
+class OnAGpu:
+    """As tensors of other libraries are, which NumPy cannot read."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("copy it\nto the host")
+
+
 def statistics():
     return metrics.update_class_statistics(metrics.init_class_statistics(2, 2), Z, LABELS)
 
@@ -175,6 +182,26 @@ def test_a_number_that_is_traced_is_refused():
         (lambda: transfer.nearest_mean_predictions({}, Z), "support_embeddings are a dict"),
         (lambda: transfer.transform_features(None), "embeddings are None"),
         (lambda: transfer.mean_confidence_interval({}), "accuracies are a dict"),
+        (lambda: update(embeddings=OnAGpu()), r"embeddings are an OnAGpu.*\(copy it to the host\)"),
+        (lambda: metrics.squared_jacobian_norms(EMBED, np.ma.masked_less(X, 0.5)), "are masked in"),
+        (lambda: update(embeddings=np.zeros((0, 3))), r"embeddings of shape \(0, 3\)"),
+        (lambda: metrics.squared_jacobian_norms(EMBED, np.zeros((0, 3))), "hold no example"),
+        # Words.
+        (lambda: estimate(method=np.ones(3)), r"method=float64 of shape \(3,\) is not one of outp"),
+        (
+            lambda: metrics.geometric_complexity_interval(
+                X[0], value_range=2, method=["hoeffding"]
+            ),
+            "method=a list is not one of hoeffding, empirical_bernstein",
+        ),
+        # Parameters.
+        (lambda: metrics.hessian_trace(loss, {"w": "abc"}, KEY), r"params\['w'\] is 'abc'; a pytr"),
+        (lambda: metrics.sam_sharpness(loss, OnAGpu()), "params is an OnAGpu; a pytree of arrays"),
+        (
+            lambda: metrics.squared_gradient_norm(loss, {"w": np.array(["a"])}),
+            r"params\['w'\] is <U1 of shape \(1,\); a pytree of arrays of numbers",
+        ),
+        (lambda: tune(report=3), "report is 3; a function"),
         # Keys.
         (lambda: estimate(key=0), r"key is 0; one random key is needed, as in jax.random.key\(0\)"),
         (lambda: estimate(key=None), "key is None; one random key"),
@@ -214,6 +241,9 @@ def test_a_number_that_is_traced_is_refused():
             "delta='0.1' must be between 0 and 1",
         ),
         (lambda: tune(momentum=None), "momentum=None must be in"),
+        (lambda: tune(momentum=KEY), r"momentum=key<fry> of shape \(\) must be in"),
+        (lambda: tune(momentum=[[1.0], 2]), "momentum=a list must be in"),
+        (lambda: estimate(num_probes=statistics()), "num_probes=a ClassStatistics must be a whole"),
         (lambda: tune(learning_rate="0.1"), "learning_rate is '0.1'; an array of numbers"),
         (lambda: metrics.sam_sharpness(loss, PARAMS, rho=None), "rho is None"),
         # Heads.

@@ -225,6 +225,14 @@ def test_e3_and_e5_two_classes(setting):
         assert_same_numbers(metrics.neural_collapse(stats), 0.01)
 
 
+def test_no_nan_is_made_without_jit():
+    stats = metrics.init_class_statistics(3, 2)
+    stats = metrics.update_class_statistics(stats, np.eye(3)[:, :2], np.arange(3))
+    expected = metrics.cdnv_matrix(stats)
+    with jax.disable_jit(), jax.debug_nans(True):
+        assert_same_numbers(metrics.cdnv_matrix(stats), expected)
+
+
 @pytest.mark.slow
 def test_no_nan_is_made_of_rows_that_do_not_count_or_classes_without_examples():
     with jax.debug_nans(True):

@@ -205,6 +205,8 @@ def _version_dir(name: str, version: str, data_dir: Path) -> Path:
     if version in found:
         return root / version
     has = f"it holds version {', '.join(found)}" if found else "there is none"
+    if any(any(data_dir.glob(f"{depth}dataset_info.json")) for depth in ("", "*/")):
+        has = f"it is part of a set; the folder around {name} is needed"
     raise InputError(
         f"no prepared {name}{':' + version if version else ''} in {data_dir} ({has}); prepare it"
         f" with: python -m experiments.prepare --dataset={name} --data_dir={data_dir}"

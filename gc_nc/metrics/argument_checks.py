@@ -58,6 +58,12 @@ def check_choice(value: Any, allowed: Collection[str], name: str, or_else: str =
         raise ValueError(f"{name}={described(value)} is not one of {', '.join(allowed)}{or_else}")
 
 
+def check_flag(value: Any, name: str) -> None:
+    """Raises ValueError for what is neither True nor False, such as the word "False"."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name}={described(value)}; True or False is needed")
+
+
 def check_function(function: Any, name: str, needed: str) -> None:
     """Raises ValueError for what cannot be called."""
     if not callable(function):

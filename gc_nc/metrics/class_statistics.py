@@ -22,7 +22,7 @@ from gc_nc.array_types import (
     replicated,
     with_nan,
 )
-from gc_nc.metrics.argument_checks import check_rows, counted_rows
+from gc_nc.metrics.argument_checks import check_flag, check_rows, counted_rows
 
 #: Rows that the CPU takes at a time, at least: what is computed from them stays in its cache, and
 #: a (B, K) array for every step would cost more time in page faults than in arithmetic.
@@ -101,6 +101,7 @@ def init_class_statistics(
     """
     num_classes = check_whole(num_classes, 1, "num_classes")
     embedding_dim = check_whole(embedding_dim, 1, "embedding_dim")
+    check_flag(scatter, "scatter")
 
     def zeros(*shape):
         return jnp.zeros(shape, jnp.float32)

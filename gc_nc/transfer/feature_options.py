@@ -4,6 +4,7 @@ import jax
 from jaxtyping import Float, Shaped
 
 from gc_nc.array_types import Array, as_floating
+from gc_nc.metrics.argument_checks import check_flag
 from gc_nc.transfer.closed_form_heads import unit_vectors
 
 
@@ -29,8 +30,9 @@ def transform_features(
       (N, K).
 
     Raises:
-      ValueError: shapes that do not fit; complex numbers.
+      ValueError: shapes that do not fit; complex numbers; an `l2` that is no truth value.
     """
+    check_flag(l2, "l2")
     embeddings = as_floating(embeddings, "embeddings")
     if embeddings.ndim != 2:
         raise ValueError(f"embeddings of shape {embeddings.shape}; (N, K) is needed")

@@ -145,6 +145,14 @@ def test_r8_another_version_and_no_network(tmp_path):
     assert_prompt_line_on("cifar10", ":3.0.2", tmp_path, "it holds version 3.0.1")
 
 
+@pytest.mark.parametrize("place", ["mnist", "mnist/3.0.1"])
+def test_a_folder_within_that_of_a_tfds_set_says_which_is_needed(tmp_path, place):
+    split = Split(*(lambda images, labels: (images, {"label": labels}))(*arrays(10, (28, 28, 1))))
+    write_dataset("mnist", Archive({"train": split, "test": split}, {}), tmp_path)
+    with pytest.raises(InputError, match="the folder around mnist is needed"):
+        load_dataset("tfds", "mnist", str(tmp_path / place))
+
+
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_idx_folder(tmp_path, suffix):
     write_idx_folder(tmp_path, arrays(12, (9, 7)), arrays(5, (9, 7)), suffix)

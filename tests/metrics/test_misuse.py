@@ -194,6 +194,9 @@ def test_a_number_that_is_traced_is_refused():
             ),
             "method=a list is not one of hoeffding, empirical_bernstein",
         ),
+        (lambda: metrics.init_class_statistics(2, 2, scatter="no"), "scatter='no'; True or False"),
+        (lambda: transfer.transform_features(Z, l2="none"), "l2='none'; True or False is needed"),
+        (lambda: transfer.transform_features(Z, l2=Z[0]), "l2=float64 of shape .2,.; True or"),
         # Parameters.
         (lambda: metrics.hessian_trace(loss, {"w": "abc"}, KEY), r"params\['w'\] is 'abc'; a pytr"),
         (lambda: metrics.sam_sharpness(loss, OnAGpu()), "params is an OnAGpu; a pytree of arrays"),

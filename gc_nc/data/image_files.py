@@ -20,7 +20,7 @@ _TURNS = {
 }
 # Where files say so, by Pillow's names; in TIFFs it is a tag.
 _NOTES = frozenset(["exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"])
-_BITS_PER_SAMPLE = 258
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_0 = 258, 262, 0
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 
 
@@ -68,7 +68,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         # Pillow spreads greys over 0..65535 and rounds the colours of this format.
         levels = (levels + 128) // 257
     elif image.mode.startswith("I;16") or image.format == "PNG":
-        bits = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0] if image.format == "TIFF" else 16
+        tags = image.tag_v2 if image.format == "TIFF" else {}
+        bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+        # Pillow turns such greys of 8 bits around and those of 16 not.
+        levels = 2**bits - 1 - levels if tags.get(_PHOTOMETRIC) == _WHITE_IS_0 else levels
         levels = levels >> (bits - 8)
     else:
         raise InputError(

@@ -31,7 +31,7 @@ from gc_nc.errors import InputError
 from gc_nc.files import replacing
 
 # Of how files become pixels: another number makes caches anew.
-_READING = 2
+_READING = 3
 
 
 def find_images(

@@ -170,6 +170,12 @@ def _load_tfds(name, data_dir, num_classes, check_fits) -> ImageDataset:
     shape = features["image"].shape
     if None in shape:
         raise InputError(f"{name} has images of differing sizes {shape}; one size is needed")
+    label = features["label"]
+    is_number = isinstance(label, tfds.features.Tensor) and label.shape in ((), (1,))
+    if not is_number or not np.issubdtype(label.np_dtype, np.integer):
+        raise InputError(
+            f"{name} has labels as {type(label).__name__}; one class number an image is needed"
+        )
     counts = {split: builder.info.splits[split].num_examples for split in ("train", "test")}
     in_memory = check_fits(sum(counts.values()) * int(np.prod(shape)))
 
@@ -178,10 +184,11 @@ def _load_tfds(name, data_dir, num_classes, check_fits) -> ImageDataset:
         images = source.read(np.arange(counts[split])) if in_memory else StreamedImages([source])
         return images, read_labels(builder, split)
 
-    label = features["label"]
-    return make_dataset(
-        name, read("train"), read("test"), num_classes or label.num_classes, tuple(label.names)
-    )
+    names = None
+    # Plain integers are class numbers without names.
+    if isinstance(label, tfds.features.ClassLabel):
+        num_classes, names = num_classes or label.num_classes, tuple(label.names)
+    return make_dataset(name, read("train"), read("test"), num_classes, names)
 
 
 def _version_dir(name: str, version: str, data_dir: Path) -> Path:

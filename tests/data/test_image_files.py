@@ -133,6 +133,15 @@ def test_d6_other_formats_of_16_bits(tmp_path):
     levels = np.full((2, 2), 0x80FF, np.uint16)
     Image.fromarray(levels).save(tmp_path / "x.tif")
     assert first_pixel(tmp_path / "x.tif") == (128,) * 3
+    # The same tag says in all depths that 0 is white.
+    for depth in (np.uint8, np.uint16):
+        Image.fromarray(np.zeros((2, 2), depth)).save(tmp_path / "x.tif")
+        content = (tmp_path / "x.tif").read_bytes()
+        photometric = struct.pack("<HHIH", 262, 3, 1, 1)
+        assert photometric in content
+        white_is_0 = struct.pack("<HHIH", 262, 3, 1, 0)
+        (tmp_path / "x.tif").write_bytes(content.replace(photometric, white_is_0))
+        assert first_pixel(tmp_path / "x.tif") == (255,) * 3
     # These have a largest value of their own, to which grey and colour are scaled.
     for largest in (65535, 4095):
         scaled = (levels.astype(float) * largest / 65535).astype(">u2")

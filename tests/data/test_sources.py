@@ -1,6 +1,7 @@
 """Datasets from each source, and one line for each way they can be wrong."""
 
 import gzip
+import json
 import os
 import socket
 import time
@@ -77,11 +78,20 @@ def test_prepared_tfds_directory(tmp_path):
         ({"text": None}, (), r"features \['text'\]"),
         ({"image": (28, 28, 1), "label": None}, ("train",), r"splits \['train'\]"),
         ({"image": (None, None, 3), "label": None}, ("train", "test"), "differing sizes"),
+        ({"image": (8, 8, 1), "label": tfds.features.Text()}, ("train", "test"), "labels as Text"),
+        (
+            {"image": (8, 8, 1), "label": tfds.features.Tensor(shape=(), dtype=np.float32)},
+            ("train", "test"),
+            "one class number an image",
+        ),
     ],
 )
 def test_tfds_sets_of_another_kind_are_refused(tmp_path, monkeypatch, features, splits, message):
     info = SimpleNamespace(
-        features={name: SimpleNamespace(shape=shape) for name, shape in features.items()},
+        features={
+            name: shape if name == "label" else SimpleNamespace(shape=shape)
+            for name, shape in features.items()
+        },
         splits={split: SimpleNamespace(num_examples=2) for split in splits},
     )
     version = tmp_path / "own_set" / "1.2.3"
@@ -143,6 +153,19 @@ def test_r8_another_version_and_no_network(tmp_path):
     (old / "dataset_info.json").write_text("{}")
     (tmp_path / "cifar10" / "3.0.2").mkdir()  # a half-removed set has no dataset_info.json
     assert_prompt_line_on("cifar10", ":3.0.2", tmp_path, "it holds version 3.0.1")
+
+
+def test_a_tfds_set_of_plain_integers(tmp_path):
+    images, labels = arrays(20)
+    split = Split(images[..., None], {"label": labels})
+    write_dataset("mnist", Archive({"train": split, "test": split}, {}), tmp_path)
+    path = tmp_path / "mnist" / "3.0.1" / "features.json"
+    image = tfds.features.Image(shape=(28, 28, 1))
+    plain = tfds.features.FeaturesDict({"image": image, "label": tfds.features.Scalar(np.int64)})
+    path.write_text(json.dumps(plain.to_json()))
+    dataset = load_dataset("tfds", "mnist", str(tmp_path))
+    assert dataset.class_names == tuple("0123456789")
+    assert_labelled_by_their_pixels(dataset.train)
 
 
 @pytest.mark.parametrize("place", ["mnist", "mnist/3.0.1"])

@@ -18,6 +18,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from gc_nc.errors import InputError
 
 
+def check_no_mesh() -> None:
+    """Raises InputError inside `jax.set_mesh` of several devices, where JAX refuses single ones."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size > 1:
+        raise InputError(
+            f"jax.set_mesh is in force, of {mesh.size} devices, and runs place their arrays"
+            " themselves; train, measure and transfer outside of it"
+        )
+
+
 class Placement:
     """The devices of a run; hashable, so that jax.jit takes it as a static argument."""
 

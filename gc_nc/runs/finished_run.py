@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from gc_nc.data.class_splits import HELD_PARTS, ClassImages, TransferDataset
 from gc_nc.data.datasets import ImageDataset
 from gc_nc.data.device_batches import Normalization, normalize
+from gc_nc.devices import check_no_mesh
 from gc_nc.errors import InputError
 from gc_nc.files import read_json_object
 from gc_nc.models import build_model
@@ -142,6 +143,7 @@ def open_run(
       InputError: the folder does not exist or has no run or no checkpoint, files cannot be read, or
         the data are not those of the run.
     """
+    check_no_mesh()
     if not workdir.is_dir():
         raise InputError(f"workdir {workdir} is not a folder; name the folder of a trained run")
     if not (workdir / "config.json").exists():

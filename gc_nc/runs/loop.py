@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gc_nc.data.streaming import stream_batches
-from gc_nc.devices import Placement, is_main_process, largest_of_all, wait_for_all
+from gc_nc.devices import Placement, check_no_mesh, is_main_process, largest_of_all, wait_for_all
 from gc_nc.errors import InputError
 from gc_nc.files import to_json, write_atomically
 from gc_nc.runs import run_directory
@@ -68,6 +68,7 @@ def train(
       StorageError: something could not be written, for example to a full disk, or read.
     """
     check_config(config)
+    check_no_mesh()
     run_directory.check_run_directory(workdir, config)
     results = run_directory.read_results(workdir)
     # In another place there may be other data, which must be read to be known.

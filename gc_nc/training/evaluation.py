@@ -81,7 +81,8 @@ def forward_batch(variables, split, start, *, model, normalization, batch_size, 
         images, labels, weights = split
     else:
         num_examples = split.labels.shape[0]
-        rows = start + jnp.arange(batch_size, dtype=jnp.int32)
+        # With 64 bits enabled a number of Python's is one of them.
+        rows = jnp.asarray(start, jnp.int32) + jnp.arange(batch_size, dtype=jnp.int32)
         weights = (rows < num_examples).astype(jnp.float32)
         rows = jnp.minimum(rows, num_examples - 1)
         images, labels = split.images[rows], split.labels[rows]
@@ -101,7 +102,7 @@ def forward_batch(variables, split, start, *, model, normalization, batch_size, 
 )
 def _add_batch(sums, variables, split, start, **static):
     logits, embeddings, labels, weights = forward_batch(variables, split, start, **static)
-    correct = (jnp.argmax(logits, axis=1) == labels) & (weights > 0)
+    correct = (jnp.argmax(logits, axis=1).astype(labels.dtype) == labels) & (weights > 0)
     added = EvaluationSums(
         metrics.update_class_statistics(sums.statistics, embeddings, labels, weights=weights),
         sums.loss + jnp.sum(weights * cross_entropy(logits, labels)),

@@ -242,12 +242,13 @@ def train_step(
         total = loss + l2_term
         if penalty is not None:
             total = total + gc_term
+        predictions = jnp.argmax(logits, axis=1).astype(labels.dtype)
         metrics |= {
             "loss": loss,
             "l2_penalty": l2_term,
             "gc_penalty": gc_term,
             "total_loss": total,
-            "accuracy": jnp.mean(jnp.argmax(logits, axis=1) == labels, dtype=jnp.float32),
+            "accuracy": jnp.mean(predictions == labels, dtype=jnp.float32),
         }
         return total, (updates, metrics)
 

@@ -15,10 +15,12 @@ from absl.testing import flagsaver
 from matplotlib.figure import Figure
 
 from experiments import launcher, measure, transfer
+from gc_nc.errors import InputError
 from gc_nc.reproduction import reproduce
 from gc_nc.reproduction.catalogue import FIGURES
 from gc_nc.runs import loop
 from gc_nc.runs.configuration import default_config
+from gc_nc.runs.finished_run import open_run
 from gc_nc.sweeps.inline_executor import run_inline
 from gc_nc.sweeps.members import make_members, read_sweep
 from tests.sweeps.config_file import CONFIG
@@ -116,8 +118,28 @@ def test_train_measure_and_transfer(setting, as_by_default, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", [*SETTINGS][:3])
-def test_reproduce(setting, tmp_path):
+def test_train_with_64_bits_and_strict_promotion(tmp_path):
+    """Each alone lets some mixed dtypes pass."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        loop.train(tiny_config(tmp_path), tmp_path / "run")
+
+
+def test_a_mesh_of_the_callers_is_one_line(tmp_path):
+    with jax.set_mesh(jax.make_mesh((8,), ("d",))):
+        for call in (
+            lambda: loop.train(tiny_config(tmp_path), tmp_path / "run"),
+            lambda: open_run(tmp_path),
+        ):
+            with pytest.raises(InputError, match=r"jax\.set_mesh is in force, of 8") as error:
+                call()
+            assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_reproduce(setting, tmp_path, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", setting == "disable_jit")
     figure = FIGURES["2"]
     file = f"experiments/configs/figures/{figure.sweep}.py:smoke"
     base = launcher.config_of_file(file)
@@ -131,7 +153,7 @@ def test_reproduce(setting, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", [*SETTINGS][:3])
+@pytest.mark.parametrize("setting", SETTINGS)
 def test_sweep(setting, tmp_path):
     """Its runs are processes, which have the settings from the environment."""
     tiny_config(tmp_path)

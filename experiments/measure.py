@@ -21,6 +21,7 @@ from gc_nc import metrics
 from gc_nc.errors import InputError
 from gc_nc.measurement import full_measurement
 from gc_nc.measurement.cdnv_figure import draw_cdnv
+from gc_nc.measurement.measurements_file import add_measurements, read_measurements
 from gc_nc.runs import finished_run
 
 # Other commands have flags of the same name, and tests import several commands.
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> None:
     run = finished_run.open_run(workdir, _DATA_DIR.value)
     steps = run.select_steps(_STEP.value)
     # Before any work: whether the results can be written.
-    finished_run.read_measurements(workdir)
+    read_measurements(workdir)
     total = full_measurement.num_reports(run, steps, splits, _FLATNESS_EXAMPLES.value)
     # None: no bar in a pipe, where its carriage returns would only litter.
     with tqdm(total=total, unit="part", dynamic_ncols=True, disable=None) as bar:
@@ -80,7 +81,7 @@ def main(argv: list[str]) -> None:
                 for split, measurement in measured.items()
                 for name, value in measurement.values.items()
             }
-            written = [finished_run.add_measurements(workdir, step, values)]
+            written = [add_measurements(workdir, step, values)]
             for split, measurement in measured.items():
                 written.append(workdir / "figures" / f"cdnv_{split}_{step}.png")
                 title = f"{run.config.model.name} on {run.dataset.name}, {split}, step {step}"

@@ -65,8 +65,8 @@ def as_numbers(array: Any, name: str) -> Array:
     """Returns a JAX array as it is, but `replicated`, and anything else as a NumPy array.
 
     Raises:
-      ValueError: something that is not an array of numbers, such as a dict or None, or an array with
-        masked entries.
+      ValueError: something that is not an array of numbers, such as a dict or None, or an array
+        with masked entries.
     """
     given = array
     if np.ma.is_masked(array):

@@ -1,6 +1,7 @@
 """Every metric of a trained network over a whole split, including those not logged in training."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -251,7 +252,7 @@ def _measure_split(
         "accuracy": int(sums.num_correct) / num_examples,
         "loss": sums.loss / num_examples,
         "geometric_complexity": gc,
-        "geometric_complexity_sem": jnp.std(norms, ddof=1) / np.sqrt(len(subset)),
+        "geometric_complexity_sem": jnp.std(norms, ddof=1) / math.sqrt(len(subset)),
         **collapse,
         **jax.device_get(embedding_scale(statistics, gc)),
         "nc4": nc4,

@@ -1,5 +1,6 @@
 """The commands under settings of JAX that a user may have in the environment."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -26,14 +27,22 @@ from gc_nc.sweeps.members import make_members, read_sweep
 from tests.sweeps.config_file import CONFIG
 
 ROOT = Path(__file__).parents[2]
+
+
+@contextlib.contextmanager
+def _64_bits_and_strict_promotion():
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
 #: As context managers, and as the environment variables that processes of their own read.
 SETTINGS = {
-    "x64": (lambda: jax.enable_x64(True), {"JAX_ENABLE_X64": "1"}),
-    "debug_nans": (lambda: jax.debug_nans(True), {"JAX_DEBUG_NANS": "1"}),
-    "strict_promotion": (
-        lambda: jax.numpy_dtype_promotion("strict"),
-        {"JAX_NUMPY_DTYPE_PROMOTION": "strict"},
+    # At once: together they refuse more mixed dtypes than each alone.
+    "x64_strict": (
+        _64_bits_and_strict_promotion,
+        {"JAX_ENABLE_X64": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict"},
     ),
+    "debug_nans": (lambda: jax.debug_nans(True), {"JAX_DEBUG_NANS": "1"}),
     "disable_jit": (jax.disable_jit, {"JAX_DISABLE_JIT": "1"}),
 }
 
@@ -115,13 +124,6 @@ def test_train_measure_and_transfer(setting, as_by_default, tmp_path, monkeypatc
             continue
         # rtol: three steps of training let rounding grow.
         np.testing.assert_allclose(value, expected[name], rtol=2e-2, atol=1e-4, err_msg=name)
-
-
-@pytest.mark.slow
-def test_train_with_64_bits_and_strict_promotion(tmp_path):
-    """Each alone lets some mixed dtypes pass."""
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
-        loop.train(tiny_config(tmp_path), tmp_path / "run")
 
 
 def test_a_mesh_of_the_callers_is_one_line(tmp_path):

@@ -294,7 +294,7 @@ def test_a_sampler_of_another_shape_is_refused():
             SEED,
             method=lambda key, z: jnp.ones(3),
         )
-    with pytest.raises(ValueError, match="method='probes' is not one of: output_probes"):
+    with pytest.raises(ValueError, match="method='probes' is not one of output_probes"):
         estimate_geometric_complexity(
             partial(linear, WEIGHT), np.ones((4, 2)), SEED, method="probes"
         )

@@ -75,7 +75,7 @@ ALL = ("", "train", "data", "sweeps")
         ("gc_nc/sweeps/*.py", ("", "train", "sweeps")),
         ("gc_nc/reproduction/*.py", ("", "train", "sweeps")),
         ("experiments/**/*.py", (*ALL, "bench")),
-        ("tests/**/*.py", (*ALL, "test")),
+        ("tests/**/*.py", (*ALL, "test", "bench")),
     ],
 )
 def test_every_import_is_declared(pattern, extras):

@@ -111,17 +111,17 @@ def test_class_geometric_complexity_refuses(norms, labels, num_classes, match):
 def test_poincare_constant_by_hand():
     traced = jax.jit(poincare_constant)
     np.testing.assert_allclose(poincare_constant(HAND_GC, HAND), 4 / 3, rtol=1e-6)
-    np.testing.assert_allclose(traced(HAND, HAND_GC), 4 / 3, rtol=1e-6)
+    np.testing.assert_allclose(traced(HAND_GC, HAND), 4 / 3, rtol=1e-6)
     stats = statistics([[0.0], [1]], [0, 6], [1, 1])
-    assert traced(stats, of_classes([0.0, 2])) == 3
-    assert traced(stats, of_classes([1.0, 0])) == np.inf
-    assert np.isnan(traced(stats, of_classes([np.nan, 1])))
-    assert np.isnan(traced(statistics([[0.0]], [0], [3]), of_classes([0.0])))
+    assert traced(of_classes([0.0, 2]), stats) == 3
+    assert traced(of_classes([1.0, 0]), stats) == np.inf
+    assert np.isnan(traced(of_classes([np.nan, 1]), stats))
+    assert np.isnan(traced(of_classes([0.0]), statistics([[0.0]], [0], [3])))
     with pytest.raises(ValueError, match=r"class_gc=-1.0 must be 0 or more"):
         poincare_constant(of_classes([2.0, -1]), stats)
-    assert np.isnan(traced(stats, of_classes([2.0, -1])))
+    assert np.isnan(traced(of_classes([2.0, -1]), stats))
     with pytest.raises(ValueError, match=r"class_gc of shape \(3,\) for 5 classes"):
-        unwrapped(poincare_constant)(stats, np.ones(3))
+        unwrapped(poincare_constant)(np.ones(3), stats)
 
 
 def test_neural_collapse_bound_by_hand():

@@ -252,18 +252,19 @@ def test_a_row_that_counts_stands_in_for_padding():
     np.testing.assert_allclose(jit(jax.grad(gc))(1.0), 2 / 25, rtol=1e-5)
 
 
-def test_standard_error_is_over_examples_with_ddof_1_and_weights_are_repeated_rows():
+def test_standard_error_is_over_examples_with_ddof_1_or_by_shares_of_the_weights():
     only = [np.ones((1, 6)), np.ones((1, 1))]  # K = 1: a probe is exact
     embed, x, key = mlp_fn(only), inputs_of(3), jax.random.key(0)
     norms = mlp_norms_oracle(only, x)
     estimate = estimate_geometric_complexity(embed, x, key)
     assert_same_numbers(tuple(estimate), (norms.mean(), norms.std(ddof=1) / np.sqrt(3)))
     weights = np.array([1.0, 2.0, 5.0])
-    mean = np.average(norms, weights=weights)
-    effective = weights.sum() ** 2 / (weights**2).sum()
-    variance = np.average((norms - mean) ** 2, weights=weights) * effective / (effective - 1)
+    mean, shares = np.average(norms, weights=weights), weights / weights.sum()
+    squares = np.sum(shares**2)
+    unbiased = 1 - (2 * np.sum(shares**3) - squares**2) / squares
+    variance = np.sum(shares**2 * (norms - mean) ** 2) / unbiased
     estimate = estimate_geometric_complexity(embed, x, key, weights=weights)
-    assert_same_numbers(tuple(estimate), (mean, np.sqrt(variance / effective)))
+    assert_same_numbers(tuple(estimate), (mean, np.sqrt(variance)))
     for weight in (0.1, 0.3, 0.7):
         one = estimate_geometric_complexity(embed, x, key, weights=np.array([0.0, weight, 0.0]))
         assert np.isnan(one.sem)

@@ -1,4 +1,4 @@
-"""Names as they are compared and shown: composed Unicode on one line."""
+"""The form in which names are compared and shown: composed Unicode on one line."""
 
 import os
 import unicodedata
@@ -7,14 +7,14 @@ import unicodedata
 def canonical_name(name: str) -> str:
     """The composed form (NFC) of a name.
 
-    An accent may be a character of its own or part of its letter. They look the same, and file
-    systems and keyboards differ in which they write.
+    An accent may be a character of its own or part of its letter. The two forms look the same,
+    and file systems and keyboards differ in which one they write.
     """
     return unicodedata.normalize("NFC", name)
 
 
 def shown_name(name: str) -> str:
-    """`canonical_name` with escapes for bytes that are no UTF-8 and for what would end a line."""
+    """`canonical_name` with escapes for line breaks, control characters and bytes not in UTF-8."""
     if name.isascii() and name.isprintable():
         return name
     text = canonical_name(os.fsencode(name).decode("utf-8", "backslashreplace"))

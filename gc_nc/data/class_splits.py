@@ -1,4 +1,4 @@
-"""Sets divided by class: source classes to train on, others to transfer to."""
+"""Divides a set by class: source classes to train on, other classes to transfer to."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from gc_nc.data.streamed_images import StreamedImages, concatenate_images, take_
 from gc_nc.errors import InputError, suggestion
 from gc_nc.random_streams import stream_generator
 
-#: What `ClassSplit.kind` may be.
+#: The values that `ClassSplit.kind` may have.
 CLASS_SPLITS = ("all", *PUBLISHED_SPLITS, "from_file", "names", "random")
 
 #: The parts of a split that are never trained on.
@@ -23,16 +23,17 @@ class ClassSplit(NamedTuple):
     """Which classes are trained on and which are kept for transfer.
 
     Attributes:
-      kind: "all": every class is a source class. "cifar_fs", "mini_imagenet": published, by name.
-        "from_file": the training classes of the set are the source and its test classes the target
-        (Omniglot's background and evaluation). "names": those below. "random": by counts and seed.
-      source: names, for "names".
-      val: names, for "names".
-      target: names, for "names"; none for all classes that are neither source nor val.
-      counts: (source, target) or (source, val, target) classes, for "random".
-      seed: of "random" and of the images that are held out.
-      images_per_class: what every class must have; None for any number.
-      holdout: share of each source class that is kept out of training, at least one image.
+      kind: "all": every class is a source class. "cifar_fs", "mini_imagenet": the published
+        split of that name. "from_file": the set's training classes are the source and its test
+        classes the target (Omniglot's background and evaluation). "names": the classes named below.
+        "random": a random split with the counts and the seed below.
+      source: the names of the source classes, for "names".
+      val: the names of the validation classes, for "names".
+      target: the names of the target classes, for "names"; if empty, all remaining classes.
+      counts: the numbers of (source, target) or (source, val, target) classes, for "random".
+      seed: the seed of "random" and of the choice of the images that are held out.
+      images_per_class: the number of images that every class must have; None allows any number.
+      holdout: the share of each source class that is not trained on; it is at least one image.
     """
 
     kind: str = "all"
@@ -46,12 +47,12 @@ class ClassSplit(NamedTuple):
 
 
 class ClassImages(NamedTuple):
-    """All images of some classes, in an order of class and place in the set.
+    """All images of some classes, ordered by class and then by their place in the set.
 
     Attributes:
       images: (N, H, W, c) uint8, in memory or streamed.
       labels: (N,) int32 in 0..C-1.
-      class_names: C names.
+      class_names: the names of the C classes.
     """
 
     images: np.ndarray | StreamedImages
@@ -63,10 +64,10 @@ class TransferDataset(NamedTuple):
     """A set divided by class.
 
     Attributes:
-      source: what the network is trained on, and as `test` the images of these classes it is not.
-      val: for choices; None if the split has no such classes.
-      target: classes never seen; None if all classes are source classes.
-      fingerprint: of all of it (gc_nc.data.fingerprints), once it was taken.
+      source: the classes that the network is trained on; `test` is their held-out images.
+      val: the classes for choosing settings; None if the split has none.
+      target: the classes that are never trained on; None if all classes are source classes.
+      fingerprint: the fingerprint of all parts (gc_nc.data.fingerprints), once it was computed.
     """
 
     source: ImageDataset
@@ -76,13 +77,13 @@ class TransferDataset(NamedTuple):
 
 
 def held_class_names(data: TransferDataset) -> dict[str, tuple[str, ...]]:
-    """Names of the classes of each part that is kept from training."""
+    """The class names of each part that is never trained on."""
     parts = {part: getattr(data, part) for part in HELD_PARTS}
     return {part: images.class_names for part, images in parts.items() if images is not None}
 
 
 def needed_classes(split: ClassSplit) -> tuple[str, ...] | None:
-    """Names of the classes that the split reads; None if that depends on the set."""
+    """The names of the classes that the split needs; None if they depend on the set."""
     if split.kind in PUBLISHED_SPLITS:
         return tuple(name for part in PUBLISHED_SPLITS[split.kind].values() for name in part)
     if split.kind == "names" and split.target:
@@ -94,16 +95,16 @@ def divide_by_class(dataset: ImageDataset, split: ClassSplit) -> TransferDataset
     """Divides a set by class; training and test images of a class are merged.
 
     Labels are numbered anew within each part. `source.test` is the held-out share of the source
-    classes, drawn class by class from the seed. Streamed images stay unread.
+    classes, drawn class by class from the seed. Streamed images are not read.
 
     Args:
-      dataset: with the names of its classes.
-      split: how.
+      dataset: the set to divide.
+      split: which classes belong to which part.
 
     Raises:
-      InputError: an unknown class (with the nearest name), a class in two parts, a class without
-        images or with another number than `images_per_class`, fewer than 2 classes in a part, or
-        counts that the set does not have.
+      InputError: a class is unknown (the message suggests the nearest name), is in two parts, or
+        has no images or not `images_per_class` of them; a part has fewer than 2 classes; or the
+        counts add up to more classes than the set has.
     """
     if split.kind == "all":
         return TransferDataset(dataset, None, None)
@@ -137,10 +138,10 @@ def hold_out(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the images to train on and of those held out, class by class.
 
-    Of n images round(share n) are held out, at least 1 and at most n - 1.
+    round(share n) of the n images of a class are held out, at least 1 and at most n - 1.
 
     Raises:
-      InputError: a class of one image.
+      InputError: a class has only one image.
     """
     held = np.zeros(len(labels), bool)
     for label in np.unique(labels):
@@ -157,7 +158,7 @@ def hold_out(
 
 
 def _parts(dataset: ImageDataset, split: ClassSplit) -> dict[str, list[int]]:
-    """Classes of each part as labels of the set."""
+    """The classes of each part, as labels of the set."""
     if split.kind == "random":
         return _random_parts(dataset, split)
     if split.kind == "from_file":
@@ -180,7 +181,7 @@ def _parts(dataset: ImageDataset, split: ClassSplit) -> dict[str, list[int]]:
         names = PUBLISHED_SPLITS[split.kind]
     labels = {canonical_name(name): label for label, name in enumerate(dataset.class_names)}
     if len(labels) < len(dataset.class_names):
-        raise InputError(f"{dataset.name} has two classes of one name; divide it at random")
+        raise InputError(f"{dataset.name} has two classes with the same name; divide it at random")
     for name in (name for part in names.values() for name in part):
         if name not in labels:
             hint = suggestion(name, labels) or f"; it has {_some(dataset.class_names)}"
@@ -193,8 +194,8 @@ def _random_parts(dataset: ImageDataset, split: ClassSplit) -> dict[str, list[in
     wanted = {"source": source, "val": sum(val), "target": target}
     if sum(wanted.values()) > dataset.num_classes:
         raise InputError(
-            f"config.data.classes.counts={split.counts} are {sum(split.counts)} classes and"
-            f" {dataset.name} has {dataset.num_classes}; lower them"
+            f"config.data.classes.counts={split.counts} are {sum(split.counts)} classes in all, but"
+            f" {dataset.name} has {dataset.num_classes}; lower the counts"
         )
     rng = stream_generator(split.seed, "random class split")
     order, start, parts = rng.permutation(dataset.num_classes), 0, {}
@@ -214,15 +215,15 @@ def _check_parts(
     for part, classes in parts.items():
         if len(classes) < 2 and (classes or part != "val"):
             raise InputError(
-                f"{dataset.name} divided by class has {len(classes)} {part} class; at least 2 are"
-                " needed"
+                f"{dataset.name} divided by class needs at least 2 {part} classes, but the split"
+                f" has {len(classes)}"
             )
         for label in classes:
             name = dataset.class_names[label]
             if label in part_of:
                 raise InputError(
-                    f"class {name!r} of {dataset.name} is in {part_of[label]} and in {part}; every"
-                    " class belongs to one part"
+                    f"class {name!r} of {dataset.name} is in {part_of[label]} and in {part}; put"
+                    " every class into one part only"
                 )
             part_of[label] = part
             wrong = counts[label] != (images_per_class or counts[label])

@@ -23,12 +23,12 @@ class ImageDataset(NamedTuple):
     """A training and a test split of the same classes.
 
     Attributes:
-      name: for logs.
-      train: what the network is fitted to.
-      test: what it is not.
-      num_classes: C; labels are 0..C-1.
-      class_names: C names in composed Unicode, or the labels as text where the source has none.
-      census: of the folder of images that it was read from; None of other sources.
+      name: the name of the set, for logs.
+      train: the examples that the network is trained on.
+      test: the examples that it is not trained on.
+      num_classes: the number C of classes; labels are 0..C-1.
+      class_names: C names in composed Unicode, or the labels as text if the source has no names.
+      census: what was read from a folder of images; None for other sources.
     """
 
     name: str
@@ -49,15 +49,15 @@ def make_dataset(
     """Checks the arrays and puts them into one format; streamed images are not read.
 
     Args:
-      name: for logs and errors.
-      train: images (N, H, W) or (N, H, W, c) in uint8, or streamed, and labels (N,) or (N, 1),
-        integers.
-      test: the same.
-      num_classes: C; by default one more than the largest label.
-      class_names: C names, by default the labels as text.
+      name: the name of the set, for logs and errors.
+      train: uint8 or streamed images (N, H, W) or (N, H, W, c), and integer labels (N,) or (N, 1).
+      test: the same for the test split.
+      num_classes: the number C of classes; by default one more than the largest label.
+      class_names: the names of the C classes; by default the labels as text.
 
     Raises:
-      InputError: no examples, another rank or dtype, labels outside 0..C-1 or fewer than 2 classes.
+      InputError: there are no examples, a rank or dtype is wrong, a label is outside 0..C-1, or
+        there are fewer than 2 classes.
     """
     splits = {
         split: _check_split(name, split, *arrays)
@@ -78,7 +78,7 @@ def make_dataset(
         if outside.size:
             raise InputError(
                 f"{name}: {split} label {outside[0]} is outside 0..{num_classes - 1}"
-                f" (num_classes={num_classes}); mend the labels or set --config.data.num_classes"
+                f" (num_classes={num_classes}); correct the labels or set --config.data.num_classes"
             )
         present = np.unique(labels).size
         if present < 2:
@@ -88,8 +88,8 @@ def make_dataset(
             )
     if class_names is not None and len(class_names) != num_classes:
         raise InputError(
-            f"{name}: num_classes={num_classes} but {len(class_names)} classes have names; leave"
-            " --config.data.num_classes out"
+            f"{name}: num_classes={num_classes}, but the source names {len(class_names)} classes;"
+            " leave --config.data.num_classes out"
         )
     if class_names is None:
         class_names = tuple(str(label) for label in range(num_classes))
@@ -101,7 +101,7 @@ def make_dataset(
 
 
 def flat_labels(labels: np.ndarray) -> np.ndarray:
-    """(N, 1), as Keras stores labels, to (N,); other shapes stay."""
+    """Flattens labels (N, 1), as Keras stores them, to (N,); other shapes are kept."""
     return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
 
 
@@ -117,9 +117,9 @@ def _check_split(
             f" is needed{hint}"
         )
     if images.dtype != np.uint8:
-        hint = "of whole numbers in that range, store images.astype('uint8')"
+        hint = "if they are whole numbers in that range, store images.astype('uint8')"
         if np.issubdtype(images.dtype, np.floating):
-            hint = "of fractions in 0..1, store (255 * images).round().astype('uint8')"
+            hint = "if they are fractions in 0..1, store (255 * images).round().astype('uint8')"
         raise InputError(f"{where} images are {images.dtype}; uint8 in 0..255 is needed; {hint}")
     if images.size == 0:
         raise InputError(f"{where} has no examples (shape {images.shape}); at least 1 is needed")
@@ -131,14 +131,14 @@ def _check_split(
     labels = flat_labels(labels)
     if labels.shape != images.shape[:1]:
         one_hot = labels.ndim == 2 and len(labels) == len(images)
-        hint = "; of one row of 0 and 1 an image, store labels.argmax(axis=1)" if one_hot else ""
+        hint = "; if they are one-hot rows, store labels.argmax(axis=1)" if one_hot else ""
         raise InputError(
             f"{where} has labels of shape {labels.shape} for {len(images)} images; one class number"
-            f" an image is needed, shape ({len(images)},) or ({len(images)}, 1){hint}"
+            f" per image is needed, shape ({len(images)},) or ({len(images)}, 1){hint}"
         )
     if images.ndim == 3:
         images = images[..., None]
     if isinstance(images, np.ndarray):
         images = np.ascontiguousarray(images)
-    # Labels keep their dtype until their range is known: 2**32 + 1 is not 1.
+    # Labels keep their dtype until their range is checked: as int32, 2**32 + 1 would become 1.
     return ImageSplit(images, labels)

@@ -1,4 +1,4 @@
-"""Batches of images: order, normalisation and augmentation."""
+"""The order, normalisation and augmentation of batches of images."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from gc_nc.random_streams import stream_generator
 
 
 class Normalization(NamedTuple):
-    """Model input = (pixel / 255 - mean) / std, per channel; hashable, so a static argument.
+    """Model input = (pixel / 255 - mean) / std, per channel; hashable, for static arguments.
 
     It sets the units of geometric complexity: dividing pixels in [0, 1] by std multiplies GC by
     std^2.
@@ -35,19 +35,19 @@ class Augmentation(NamedTuple):
 def channel_normalization(
     images: UInt8[np.ndarray, "N H W c"] | StreamedImages,
 ) -> Normalization:
-    """Mean 0 and standard deviation 1 of each channel over these images.
+    """The normalization that gives each channel of these images mean 0 and standard deviation 1.
 
-    A channel without any variation is only centred. Streamed images are all read, once.
+    A constant channel is only centred. Streamed images are all read, once.
     """
     levels = np.arange(256) / 255
     mean, std = [], []
-    # From counts of the 256 levels: exact, no float copy of the set, and the same in blocks.
+    # Counting the 256 levels is exact, needs no float copy of the set, and can be done in blocks.
     streamed = isinstance(images, StreamedImages)
     blocks = images.blocks("counting pixel values") if streamed else (images,)
     for counts in sum(map(_count_levels, blocks)):
         mean.append(float(np.average(levels, weights=counts)))
         variance = float(np.average((levels - mean[-1]) ** 2, weights=counts))
-        # One level only: the variance is rounding.
+        # If there is only one level, the variance is a rounding error.
         std.append(variance**0.5 if np.count_nonzero(counts) > 1 else 1.0)
     return Normalization(tuple(mean), tuple(std))
 
@@ -58,14 +58,14 @@ def _count_levels(images: UInt8[np.ndarray, "N H W c"]) -> Int[np.ndarray, "c 25
 
 
 def identity_normalization(num_channels: int) -> Normalization:
-    """Pixels in [0, 1]."""
+    """The normalization that only scales pixels to [0, 1]."""
     return Normalization((0.0,) * num_channels, (1.0,) * num_channels)
 
 
 def normalize(
     images: Shaped[Array, "B H W c"], normalization: Normalization
 ) -> Float[Array, "B H W c"]:
-    """Pixels in 0..255 to float32 model inputs."""
+    """Turns pixels in 0..255 into float32 model inputs."""
     mean = jnp.asarray(normalization.mean, jnp.float32)[None, None, None]
     std = jnp.asarray(normalization.std, jnp.float32)[None, None, None]
     return (images.astype(jnp.float32) / 255 - mean) / std
@@ -74,9 +74,9 @@ def normalize(
 def augment(
     key: jax.Array, images: UInt8[Array, "B H W c"], augmentation: Augmentation
 ) -> UInt8[Array, "B H W c"]:
-    """Crops and flips each image on its own; without augmentation the images themselves.
+    """Crops and flips each image independently; without augmentation, returns the images.
 
-    What is drawn of a key is the same with 64 bits enabled.
+    A key gives the same result whether or not 64 bits are enabled.
     """
     crop_key, flip_key = jax.random.split(key)
     batch, *shape = images.shape
@@ -97,9 +97,9 @@ def augment(
 class ExampleOrder:
     """Which examples each step sees: epochs of fresh permutations, end to end.
 
-    A batch may span two epochs, so that every epoch visits every example exactly once whatever the
-    batch size. The permutation of an epoch is a function of the seed and the epoch alone: it comes
-    from NumPy, the same on every device and for every batch size.
+    A batch may span two epochs, so that every epoch visits every example exactly once for any
+    batch size. The permutation of an epoch depends only on the seed and the epoch: NumPy draws it,
+    so it is the same on every device.
     """
 
     def __init__(self, seed: int, num_examples: int, batch_size: int):
@@ -114,7 +114,7 @@ class ExampleOrder:
         self._batch_size = batch_size
         self._epoch = -1
         self._order = None
-        # Read-ahead threads ask for batches about the end of an epoch in any order.
+        # Near the end of an epoch, read-ahead threads ask for batches of both epochs in any order.
         self._permutation = lru_cache(maxsize=3)(self._draw_permutation)
 
     def _draw_permutation(self, epoch: int) -> Int[np.ndarray, "N"]:
@@ -133,7 +133,7 @@ class ExampleOrder:
         return self._order, offset
 
     def indices(self, step: int) -> Int[np.ndarray, "B"]:
-        """The examples of one step, found on the host; any thread may ask."""
+        """The examples of one step, computed on the host; safe to call from any thread."""
         epoch, offset = divmod(step * self._batch_size, self._num_examples)
         batch = self._permutation(epoch)[offset : offset + self._batch_size]
         if missing := self._batch_size - len(batch):

@@ -1,4 +1,4 @@
-"""Downloads of one file: resumed after an interruption, checked, and never half-written."""
+"""Downloads a file: resumed after an interruption, checked, and never left half-written."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from gc_nc.errors import InputError
 
 _CHUNK_BYTES = 1 << 18
-# Seconds to connect, and seconds without a single byte.
+# The longest time to connect, and the longest time without a single byte, in seconds.
 _TIMEOUT = (20, 60)
 
 
@@ -19,7 +19,7 @@ def check_sha256(path: Path, sha256: str, *, fix: str) -> None:
     """Checks a file against its expected SHA-256.
 
     Args:
-        path: the file.
+        path: the path of the file.
         sha256: the expected checksum in hexadecimal.
         fix: what the user can do about a wrong file; ends the error message.
 
@@ -33,20 +33,20 @@ def check_sha256(path: Path, sha256: str, *, fix: str) -> None:
 
 
 def download(url: str, path: Path, *, size: int, sha256: str) -> None:
-    """Downloads `url` to `path`; a file that is already there and right is left alone.
+    """Downloads `url` to `path`; a file that already exists and is right is kept.
 
-    Bytes go to `<path>.part`, which a later call continues, and get the name `path` only when size
-    and checksum are right. A progress bar shows on a terminal.
+    The bytes go to `<path>.part`, which a later call resumes. That file is renamed to `path` only
+    when its size and checksum are right. On a terminal, a progress bar is shown.
 
     Args:
-        url: an http or https address.
-        path: the file to write; its folder is created.
+        url: the http or https address of the file.
+        path: the path to write to; its folder is created.
         size: the expected number of bytes.
         sha256: the expected checksum in hexadecimal.
 
     Raises:
-        InputError: `path` exists with another checksum; the transfer failed (what has arrived
-            stays in `<path>.part`); or what arrived is wrong (it is deleted).
+        InputError: `path` exists with another checksum; the transfer failed (the received
+            bytes stay in `<path>.part`); or the received file is wrong (it is deleted).
     """
     if path.exists():
         check_sha256(path, sha256, fix="delete it, then run again to download it")
@@ -55,7 +55,7 @@ def download(url: str, path: Path, *, size: int, sha256: str) -> None:
     part = path.with_name(path.name + ".part")
     try:
         _transfer(url, part, size)
-    # RequestException is an OSError, but one of the local disk (no space left) is no network fault.
+    # RequestException is an OSError; other OSErrors, such as a full disk, are not network faults.
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         raise _network_error(url, _reason(error)) from error
     found = part.stat().st_size
@@ -72,7 +72,7 @@ def download(url: str, path: Path, *, size: int, sha256: str) -> None:
 
 
 def _transfer(url: str, part: Path, size: int) -> None:
-    """Appends what `part` still lacks, or writes it anew where it cannot be continued."""
+    """Appends the bytes that `part` still lacks, or starts it again if it cannot be resumed."""
     start = part.stat().st_size if part.exists() else 0
     if start == size:
         return
@@ -85,7 +85,7 @@ def _transfer(url: str, part: Path, size: int) -> None:
         start = _first_byte(response)
         remaining = response.headers.get("Content-Length", "")
         if remaining.isdecimal() and start + int(remaining) != size:
-            # An error page with status 200, or another file under this address.
+            # It may be an error page with status 200, or another file at this address.
             raise _network_error(url, f"it offers {start + int(remaining)} bytes, not {size}")
         _write(response, part, start, size)
 
@@ -115,17 +115,17 @@ def _write(response: requests.Response, part: Path, start: int, size: int) -> No
     )
     with part.open("r+b" if start else "wb") as file, progress:
         file.seek(start)
-        # The raw stream: requests would decompress a body that claims a content encoding.
+        # The raw stream is read because requests would decompress an encoded body.
         for chunk in response.raw.stream(_CHUNK_BYTES, decode_content=False):
             file.write(chunk)
             progress.update(len(chunk))
             if file.tell() > size:
-                return  # Wrong already; the checksum will say so.
+                return  # It is too long; the checksum will differ.
 
 
 def _network_error(url: str, reason: str) -> InputError:
     return InputError(
-        f"could not download {url}: {reason}; run again to go on, "
+        f"could not download {url}: {reason}; run again to resume, "
         "or pass a copy you have with --archive=FILE_OR_FOLDER"
     )
 

@@ -1,4 +1,4 @@
-"""What tells a set from another of the same size: a hash of its labels and of some images."""
+"""Hashes of labels and some images, which tell a set from another one of the same size."""
 
 import hashlib
 
@@ -11,18 +11,18 @@ _SAMPLE = 64
 
 
 def with_fingerprint(data: TransferDataset) -> TransferDataset:
-    """The same data with their fingerprint, which is taken unless they have it."""
+    """The same data with their fingerprint, which is computed unless they have one."""
     return data if data.fingerprint else data._replace(fingerprint=fingerprint(data))
 
 
 def fingerprint(data: TransferDataset) -> dict[str, dict[str, str]]:
     """{part of the set: {"labels": hash, "pixels": hash}}, the same for streamed and resident sets.
 
-    Of each part ("train", "test" and what is held of "val" and "target") all labels, and all pixels
-    of at most 64 images, whose places depend on their number alone.
+    The parts are "train", "test", and "val" and "target" if they exist. All labels of a part are
+    hashed, and all pixels of at most 64 images, whose rows depend only on the number of images.
 
     Raises:
-      InputError: a streamed image of the sample cannot be read.
+      InputError: a streamed image in the sample cannot be read.
     """
     parts: dict[str, ImageSplit | ClassImages] = {
         "train": data.source.train,
@@ -40,9 +40,9 @@ def fingerprint(data: TransferDataset) -> dict[str, dict[str, str]]:
 
 
 def sample_rows(num_examples: int) -> np.ndarray:
-    """At most 64 rows of N, ascending: one of each of 64 equal stretches, or all.
+    """At most 64 of N rows, ascending: one from each of 64 equal stretches, or all rows.
 
-    Their places in the stretches are a sequence of their own, since classes may repeat regularly.
+    The place within a stretch varies from stretch to stretch, since classes may repeat regularly.
     """
     count = min(num_examples, _SAMPLE)
     starts = np.arange(count + 1) * num_examples // count

@@ -1,4 +1,4 @@
-"""What the reading of a folder of images came to: what was read, what was not and why."""
+"""What was read from a folder of images, what was left out, and why."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -10,9 +10,9 @@ class Skipped(NamedTuple):
     """What was left out for one reason.
 
     Attributes:
-      reason: as in "folders without an image".
-      count: how many.
-      examples: their names below the folder, at most 100; or what there was of each kind.
+      reason: what was left out and why, such as "folders without an image".
+      count: the number of things that were left out.
+      examples: at most 100 of their paths in the folder, or how many there were of each kind.
     """
 
     reason: str
@@ -20,21 +20,21 @@ class Skipped(NamedTuple):
     examples: tuple[str, ...]
 
     def text(self) -> str:
-        """As in "images in no class's folder (2: x.png, y.png)"."""
+        """A text such as "images in no class's folder (2: x.png, y.png)"."""
         missing = self.count - _NOTED if len(self.examples) == _NOTED else 0
         return f"{self.reason} ({self.count}: {shorten(self.examples, missing=missing)})"
 
 
 class FolderCensus(NamedTuple):
-    """What was read of a folder of images and what was not.
+    """What was read from a folder of images and what was not.
 
     Attributes:
-      folder: that was read.
-      classes: how many.
-      images: in all of them.
-      smallest: images of the smallest class.
-      largest: images of the largest.
-      notes: sentences on what was taken for what.
+      folder: the folder that was read.
+      classes: the number of classes.
+      images: the number of images in all classes together.
+      smallest: the number of images in the smallest class.
+      largest: the number of images in the largest class.
+      notes: sentences on how the folders were interpreted.
       skipped: what was left out, by reason.
     """
 
@@ -47,7 +47,7 @@ class FolderCensus(NamedTuple):
     skipped: tuple[Skipped, ...]
 
     def line(self) -> str:
-        """One line for people."""
+        """The census as one line of text."""
         each = f"{self.smallest}"
         if self.smallest != self.largest:
             each = f"{self.smallest} to {self.largest}"
@@ -59,7 +59,7 @@ class FolderCensus(NamedTuple):
         return "; ".join([text, *self.notes])
 
     def facts(self) -> dict[str, Any]:
-        """For metadata.json."""
+        """The census as it is stored in metadata.json."""
         skipped = {
             reason: {"count": count, "examples": list(examples)}
             for reason, count, examples in self.skipped
@@ -75,13 +75,13 @@ class FolderCensus(NamedTuple):
 
 
 def skipped_for(reason: str, names: Iterable[str]) -> Skipped:
-    """Of a list of all that was left out for a reason."""
+    """Makes a `Skipped` from the names of all that was left out for a reason."""
     names = sorted(names)
     return Skipped(reason, len(names), tuple(names[:_NOTED]))
 
 
 def shorten(names: Iterable[str], shown: int = _SHOWN, missing: int = 0) -> str:
-    """The first names, and how many more there are, with some that are missing here."""
+    """The first names and the number of further ones, of which `missing` are not in `names`."""
     names = list(names)
     more = len(names) + missing - shown
     text = ", ".join(names[:shown])

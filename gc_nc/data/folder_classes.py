@@ -1,4 +1,4 @@
-"""Which class a folder's images belong to, and what it is called."""
+"""Which class the images in a folder belong to, and what the class is called."""
 
 import unicodedata
 from collections import defaultdict
@@ -11,7 +11,7 @@ from gc_nc.data.folder_listing import Parts, Place, show
 from gc_nc.data.split_folders import split_folders
 from gc_nc.errors import InputError, suggestion
 
-#: Folders that hold what belongs to the folder around them, where they are the only ones in it.
+#: The images in such a folder belong to its parent, if this has no other folders of images.
 INNER_FOLDERS = frozenset(
     [
         "image",
@@ -34,9 +34,9 @@ class FolderClasses(NamedTuple):
     """The classes of a folder of images.
 
     Attributes:
-      places: {name: the folders that hold its images}.
-      strays: folders with images that lie in no class's folder.
-      notes: sentences on what was taken for what.
+      places: {class name: the folders that contain its images}.
+      strays: folders with images that do not lie in the folder of a class.
+      notes: sentences on how the folders were interpreted.
     """
 
     places: dict[str, list[Place]]
@@ -45,20 +45,20 @@ class FolderClasses(NamedTuple):
 
 
 def name_classes(root: str, places: Mapping[Parts, Place]) -> FolderClasses:
-    """The classes that folders with images make.
+    """Finds the classes among the folders that contain images.
 
-    A class is a folder that images lie in. Folders of one path but for split folders ("train/cat",
-    "test/cat") are one class. "n01/images" is the class n01 where "images" is all that is in n01,
-    or where all paths end so. A class is called by its folder's name or, if two have that, all are
-    called by their paths.
+    A class is a folder with images in it. Folders whose paths differ only in split folders
+    ("train/cat", "test/cat") are one class. "n01/images" is the class n01 if "images" is the only
+    folder in n01, or if all paths end in the same name. A class has the name of its folder; if two
+    folders have the same name, all classes are called by their paths.
 
     Args:
-      root: for messages.
-      places: by path; those without images do not matter.
+      root: the folder of the set, for messages.
+      places: the folders by path; those without images are ignored.
 
     Raises:
-      InputError: two folders of one class whose names only look the same, or images beside folders
-        of images where it cannot be told what the class is.
+      InputError: two folders of one class have names that only look the same, or images lie beside
+        folders of images, so that it is not clear which of them is a class.
     """
     tree = _Tree(places)
     keys, inner = _without_inner_folders(tree)
@@ -93,16 +93,16 @@ def name_classes(root: str, places: Mapping[Parts, Place]) -> FolderClasses:
 def choose_classes(
     root: str, classes: Mapping[str, list[Place]], wanted: Sequence[str], empty: Collection[str]
 ) -> dict[str, list[Place]]:
-    """The classes of some names, which may be the last part of a path that a class is called by.
+    """Chooses classes by name; the last part of the path suffices for one called by its path.
 
     Args:
-      root: for messages.
-      classes: all.
-      wanted: their names, in any Unicode form.
-      empty: folders without images, for messages.
+      root: the folder of the set, for messages.
+      classes: all classes.
+      wanted: the names of the classes to choose, in any Unicode form.
+      empty: the folders without images, for messages.
 
     Raises:
-      InputError: there is none of this name, or there are two.
+      InputError: a name belongs to none of the classes, or to several.
     """
     by_last = defaultdict(list)
     for name in classes:
@@ -113,22 +113,22 @@ def choose_classes(
         if not found:
             hint = suggestion(name, classes) or f"; it has {len(classes)} others"
             if name in empty:
-                hint = f"; the folder {name!r} is there, without an image that can be read"
+                hint = f"; the folder {name!r} exists, but contains no image that can be read"
             raise InputError(f"{root} has no folder of images {name!r}{hint}")
         if len(found) > 1:
             raise InputError(
-                f"{root} has {len(found)} classes {name!r}: {shorten(found)}; name them so"
+                f"{root} has {len(found)} classes {name!r}: {shorten(found)}; use one of these"
             )
         chosen[name] = classes[found[0]]
     return chosen
 
 
 class _Tree:
-    """The folders that hold images, here or further below."""
+    """The folders that contain images, directly or further below."""
 
     def __init__(self, places: Mapping[Parts, Place]):
         self.places = [places[parts] for parts in sorted(places) if places[parts].images]
-        #: {folder: those in it that hold images, here or further below}
+        #: {folder: the folders in it that contain images, directly or further below}
         self.below: dict[Parts, set[Parts]] = defaultdict(set)
         for place in self.places:
             for end in range(len(place.parts)):
@@ -136,12 +136,12 @@ class _Tree:
         self._called_split = set().union(*map(split_folders, self.below.values()))
 
     def is_split(self, parts: Parts) -> bool:
-        """Whether a folder holds a part of the set and is not a class called so.
+        """Whether a folder is a part of the set and not a class with the name of a split.
 
-        CIFAR-100 has a class "train": beside other classes, and no split has classes in it.
+        CIFAR-100 has a class "train": it lies beside other classes and contains no classes.
         """
         if parts not in self._called_split:
-            # As archives unpack in a folder of their own name: "seg_train/seg_train".
+            # Some archives unpack to a folder in a folder of the same name: "seg_train/seg_train".
             return self._repeats_its_parent(parts) and self.is_split(parts[:-1])
         splits = self.below[parts[:-1]] & self._called_split
         return any(map(self._has_classes, splits)) or self.beside_splits(parts)
@@ -150,7 +150,7 @@ class _Tree:
         return parts[-2:] == parts[-1:] * 2 and self.below[parts[:-1]] == {parts}
 
     def is_of_split(self, parts: Parts, key: Parts) -> bool:
-        """Whether a split folder, not a class, is what images lie in; `key` is their class."""
+        """Whether images lie in a split folder and not in one of a class; `key` is their class."""
         has_inner_folder = key == self.key(parts)[:-1]
         return self.is_split(parts[:-1] if has_inner_folder else parts)
 
@@ -161,23 +161,23 @@ class _Tree:
         )
 
     def beside_splits(self, parts: Parts) -> bool:
-        """Whether all folders of images beside it are called as splits are, too."""
+        """Whether all folders of images beside it have names of splits, too."""
         return self.below[parts[:-1]] <= self._called_split
 
     def key(self, parts: Parts) -> Parts:
-        """A path without its splits, composed."""
+        """A path without its split folders, in composed Unicode."""
         return tuple(
             shown_name(part) for end, part in enumerate(parts, 1) if not self.is_split(parts[:end])
         )
 
     def is_alone(self, parts: Parts) -> bool:
-        """Whether what remains of a path without splits at its end is all that the folder has."""
+        """Whether a folder is the only one in its parent, once splits at the path's end are cut."""
         while self.is_split(parts):
             parts = parts[:-1]
         return self.below[parts[:-1]] == {parts}
 
     def splits(self, group: Sequence[Place]) -> list[str]:
-        """Names of the split folders on the way to some folders."""
+        """The names of the split folders on the paths to some folders."""
         return [
             shown_name(place.parts[end - 1])
             for place in group
@@ -187,7 +187,7 @@ class _Tree:
 
 
 def _notes_of_looks(names: Iterable[str]) -> list[str]:
-    """Of classes that somebody may take for one."""
+    """Notes about different classes that a reader may take for the same one."""
     alike = defaultdict(list)
     for name in sorted(names):
         alike[_look(name)].append(name)
@@ -200,19 +200,19 @@ def _notes_of_looks(names: Iterable[str]) -> list[str]:
 
 
 def _look(name: str) -> str:
-    """A name without what is hardly seen: case, ligatures, spaces and signs that do not show."""
+    """A name without details that are easily missed: case, ligatures, spaces, invisible signs."""
     shown = (c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
     return " ".join("".join(shown).casefold().split())
 
 
 def _without_inner_folders(tree: _Tree) -> tuple[dict[Parts, Parts], list[str]]:
-    """{folder: its class, as a path}, and the names that were left out at the end of a path."""
+    """{folder: its class, as a path}, and the names that were dropped from the ends of paths."""
     keys = {place.parts: tree.key(place.parts) for place in tree.places}
     by_key = defaultdict(list)
     for parts, key in keys.items():
         by_key[key].append(parts)
     classes = [key for key in by_key if key]
-    # As in n01/crops, n02/crops.
+    # For example n01/crops and n02/crops.
     same_ends = len({key[-1] for key in classes}) == 1 and all(len(key) > 1 for key in classes)
     shared = {key[-1] for key in classes} if same_ends and len(classes) > 1 else set()
     inner = set()
@@ -228,38 +228,38 @@ def _without_inner_folders(tree: _Tree) -> tuple[dict[Parts, Parts], list[str]]:
 
 
 def _check_look(root: str, group: Sequence[Place]) -> None:
-    """That the folders of a class differ by more than the Unicode form of their names."""
+    """Checks that the folders of a class differ in more than the Unicode form of their names."""
     seen = {}
     for place in group:
         other = seen.setdefault(show(place.parts), place)
         if other is not place:
             raise InputError(
-                f"{root} has two folders {show(place.parts)!r}, whose names look the same and are"
-                " written in two forms of Unicode: two classes would become one; rename one or"
-                " merge them"
+                f"{root} has two folders {show(place.parts)!r}, whose names look the same but are"
+                " written in two forms of Unicode, so that two classes would become one; rename one"
+                " or merge them"
             )
 
 
 def _check_levels(root: str, tree: _Tree, keys: Mapping[Parts, Parts]) -> None:
-    """That no class lies within another's folder."""
+    """Checks that no class lies in the folder of another class."""
     for place in tree.places:
         if not tree.below.get(place.parts):
             continue
         parts, key = place.parts, keys[place.parts]
-        # Beside folders of classes: strays, which are left out.
+        # Images beside the folders of classes are strays, which are left out.
         if not key and all(tree.beside_splits(parts[:end]) for end in range(1, len(parts) + 1)):
             continue
         for other in tree.places:
             if other.parts[: len(parts)] == parts and keys[other.parts] != key:
                 raise InputError(
-                    f"{root}: both {show(parts)} and {show(other.parts)} in it hold images (as"
-                    f" {shown_name(min(place.images))} and {shown_name(min(other.images))}), so it"
+                    f"{root}: both {show(parts)} and {show(other.parts)} in it contain images"
+                    f" ({shown_name(min(place.images))} and {shown_name(min(other.images))}), so it"
                     " is not clear which of them is a class; move the images of one of them"
                 )
 
 
 def _names(groups: Mapping[Parts, list[Place]]) -> tuple[dict[Parts, str], list[str]]:
-    """{class as a path: what it is called} and what there is to say of it."""
+    """{class as a path: its name}, and notes about the names."""
     by_last = defaultdict(list)
     for key in sorted(groups):
         by_last[key[-1]].append("/".join(key))

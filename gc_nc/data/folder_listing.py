@@ -1,4 +1,4 @@
-"""Everything that lies below a folder, each thing once: images, other files, links."""
+"""Lists everything below a folder once: images, other files and links."""
 
 import dataclasses
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from gc_nc.data.class_names import shown_name
 from gc_nc.errors import InputError
 
-#: Endings of files that are read as images, in any case.
+#: Files with these endings, in upper or lower case, are read as images.
 IMAGE_SUFFIXES = frozenset(
     [
         ".jpg",
@@ -32,7 +32,7 @@ IMAGE_SUFFIXES = frozenset(
     ]
 )
 
-# What operating systems and file servers put beside a user's files, whose names have no dot before.
+# What systems and file servers put beside a user's files under names without a leading dot.
 _SYSTEM = frozenset(
     [
         "thumbs.db",
@@ -46,7 +46,7 @@ _SYSTEM = frozenset(
     ]
 )
 
-#: Begins the names of what is written into the folder itself.
+#: The files that gc_nc itself writes into the folder have names that begin like this.
 CACHE_PREFIX = ".gc_nc_"
 
 Parts = tuple[str, ...]
@@ -54,15 +54,15 @@ Parts = tuple[str, ...]
 
 @dataclasses.dataclass
 class Place:
-    """A folder and what lies in it, apart from further folders.
+    """A folder and the files in it, without those in its subfolders.
 
     Attributes:
       parts: its path below the root, () for the root.
-      path: to it, by the links that were followed.
-      images: names of its image files.
+      path: the path to it, through the links that were followed.
+      images: the names of its image files.
       others: {ending: number} of its other files.
-      broken_links: names of links that lead nowhere.
-      has_folders: whether further folders lie in it, or links to some.
+      broken_links: the names of its links whose target does not exist.
+      has_folders: whether it contains folders or links to folders.
     """
 
     parts: Parts
@@ -75,15 +75,15 @@ class Place:
 
 @dataclasses.dataclass
 class Listing:
-    """What lies below a folder.
+    """The content of a folder and of all folders below it.
 
     Attributes:
-      places: the folders, by `Place.parts`; hidden ones and those of the system are not looked at.
-      repeated_links: "link -> place" of links to folders that are listed at another place.
-      links_up: "link -> target" of links to a folder that the root lies in.
-      unlisted: folders that cannot be listed, with the reason.
-      hidden: files and folders that are hidden or the system's.
-      special: what is neither file nor folder, such as pipes.
+      places: the folders, by `Place.parts`, without hidden folders and those of the system.
+      repeated_links: "link -> place" for each link to a folder that is listed at another place.
+      links_up: "link -> target" for each link to a folder that contains the root.
+      unlisted: the folders that cannot be listed, with the reason.
+      hidden: the files and folders that are hidden or belong to the system.
+      special: what is neither a file nor a folder, such as a pipe.
     """
 
     places: dict[Parts, Place] = dataclasses.field(default_factory=dict)
@@ -95,10 +95,10 @@ class Listing:
 
 
 def list_folder(root: Path) -> Listing:
-    """Lists a folder and all folders below, and those that links lead to.
+    """Lists a folder, all folders below it, and the folders that links in them lead to.
 
-    No folder is listed twice: where a folder lies counts for more than a link to it, and of several
-    links to a folder elsewhere the first by name counts. So links may form circles.
+    No folder is listed twice, so links may form circles: a folder below the root is listed at its
+    own place, and a folder elsewhere at the first link to it, by name.
 
     Raises:
       InputError: the root cannot be listed.
@@ -117,7 +117,7 @@ class _Walk:
         self._root = os.path.realpath(root)
         # {real path: where it is listed}
         self._seen: dict[str, Parts] = {}
-        # Links to folders that are to be followed: path and parts.
+        # Links to folders that are still to be followed: path and parts.
         self._links: list[tuple[str, Parts]] = []
         try:
             os.scandir(root).close()
@@ -137,7 +137,7 @@ class _Walk:
             self._list(path, parts, target)
 
     def _list(self, path: str, parts: Parts, real: str) -> None:
-        """Lists a folder and those below that are no links."""
+        """Lists a folder and the folders below it, without following links."""
         todo = [(path, parts, real)]
         while todo:
             path, parts, real = todo.pop()
@@ -185,7 +185,7 @@ class _Walk:
         elif stat.S_ISREG(mode):
             _note_file(place, entry.name)
         else:
-            # To read a pipe would wait for ever.
+            # Reading a pipe would wait for ever.
             self.listing.special.append(show(place.parts, entry.name))
 
 

@@ -24,13 +24,13 @@ def read_idx(path: Path) -> np.ndarray:
     """Reads an IDX file of unsigned bytes, plain or gzipped (told by its content, not its name).
 
     Args:
-        path: the file.
+        path: the path of the file.
 
     Returns:
         A read-only uint8 array of the shape in the file's header.
 
     Raises:
-        InputError: the file cannot be read, is no IDX file of unsigned bytes, is corrupt, or is
+        InputError: the file cannot be read, is not an IDX file of unsigned bytes, is corrupt, or is
             shorter or longer than its header says.
     """
     try:
@@ -53,7 +53,7 @@ def read_idx(path: Path) -> np.ndarray:
     found = len(content) - header_bytes
     if found != math.prod(shape):
         raise InputError(
-            f"{path} holds {found} bytes of data, its header says "
+            f"{path} contains {found} bytes of data, but its header says "
             f"{' x '.join(map(str, shape))} = {math.prod(shape)}: get a new copy"
         )
     return np.frombuffer(content, np.uint8, offset=header_bytes).reshape(shape)
@@ -63,7 +63,7 @@ def find_idx_files(folder: Path) -> dict[str, Path]:
     """Finds the four files of MNIST, .gz or not, in a folder.
 
     Args:
-        folder: the folder.
+        folder: the folder that contains them.
 
     Returns:
         The paths of train_images, train_labels, test_images and test_labels.
@@ -73,7 +73,7 @@ def find_idx_files(folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise InputError(
-            f"{folder} is not a folder: pass the one that holds "
+            f"{folder} is not a folder: pass the folder that contains "
             f"{', '.join(_OFFICIAL_NAMES.values())}"
         )
     return {key: find_file(folder, name) for key, name in _OFFICIAL_NAMES.items()}
@@ -83,18 +83,18 @@ def find_file(folder: Path, name: str) -> Path:
     """Finds an official file in a folder, compressed or unpacked.
 
     Args:
-        folder: the folder.
-        name: the official name. Without its `.gz`, and with `.idx` for `-idx` as the files are
-            called once unpacked by some programs, it is found too.
+        folder: the folder that contains it.
+        name: the official name of the file. The file may also be called this without `.gz`, and
+            with `.idx` instead of `-idx`, as some programs do when they unpack it.
 
     Returns:
-        The path; of the compressed file if both are there, as its checksum is known.
+        The path; that of the compressed file if both exist, because its checksum is known.
 
     Raises:
-        InputError: there is none.
+        InputError: the folder does not contain the file.
     """
     for packing in (name, name.removesuffix(".gz")):
         for spelling in (packing, packing.replace("-idx", ".idx")):
             if (folder / spelling).is_file():
                 return folder / spelling
-    raise InputError(f"{folder} has no {name} (nor an unpacked one): put it there")
+    raise InputError(f"{folder} has no {name} (nor an unpacked copy of it): put it there")

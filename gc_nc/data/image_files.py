@@ -1,4 +1,4 @@
-"""Pixels of an image file, whatever its format, mode, depth and orientation."""
+"""Reads the pixels of image files of any format, mode, depth and orientation."""
 
 from pathlib import Path
 
@@ -18,65 +18,65 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Where files say so, by Pillow's names; in TIFFs it is a tag.
+# Pillow's names of the notes that may give the orientation; in a TIFF it is a tag.
 _NOTES = frozenset(["exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"])
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_0 = 258, 262, 0
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 
 
 def read_square(path: Path, size: int) -> np.ndarray:
-    """An image file as (size, size, 3) uint8.
+    """Reads an image file as (size, size, 3) uint8.
 
-    The first image of a file that has several. It is turned as its EXIF orientation says; where it
-    is transparent it is laid on white; of 16 bits a channel the upper 8 are kept, in grey and in
-    colour. It becomes RGB and a square, whatever its aspect, by an antialiased bilinear filter.
+    If the file contains several images, the first is read. It is turned as its EXIF orientation
+    says, transparent parts are laid on white, and of 16 bits per channel the upper 8 are kept. It
+    becomes RGB and a square, whatever its aspect ratio, by an antialiased bilinear filter.
 
     Raises:
-      InputError: no image that can be read, or pixels of 32 bits.
+      InputError: the file is not an image that can be read, or its pixels have 32 bits.
     """
     try:
         with Image.open(path) as image:
             tiles = image.tile
-            # Before its orientation is asked for: Pillow turns TIFFs while it loads them.
+            # Pillow turns TIFFs as it loads them, so the orientation must be read afterwards.
             image.load()
             key = image.info.get("transparency")
             if isinstance(key, tuple) and "RGB;16" in str(tiles):
-                # The transparent colour has 16 bits still.
+                # The transparent colour still has 16 bits.
                 image.info["transparency"] = tuple(level >> 8 for level in key)
             image = _opaque(_upright(_eight_bits(image)))
-            # Greys are the same in each channel, so they are resized once.
+            # The three channels of a grey image are equal, so only one is resized.
             if image.mode not in ("L", "RGB"):
                 image = image.convert("RGB")
             image = image.resize((size, size), Image.Resampling.BILINEAR)
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except InputError as error:
         raise InputError(f"{shown_name(str(path))} {error}") from error
-    # Pillow raises errors of many kinds for what it cannot read.
+    # Pillow raises errors of many kinds for files that it cannot read.
     except Exception as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"{shown_name(str(path))} is no image that can be read ({why}); remove it"
+            f"{shown_name(str(path))} is not an image that can be read ({why}); remove it"
         ) from error
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Greys of 16 bits with the upper 8, as Pillow reads colours of 16 bits itself."""
+    """Keeps the upper 8 of 16 bits of a grey, as Pillow itself does for colours."""
     if not image.mode.startswith(("I", "F")):
         return image
     levels = np.asarray(image)
     if image.format == "PPM" and image.mode == "I":
-        # Pillow spreads greys over 0..65535 and rounds the colours of this format.
+        # In this format, Pillow spreads greys over 0..65535 and rounds colours.
         levels = (levels + 128) // 257
     elif image.mode.startswith("I;16") or image.format == "PNG":
         tags = image.tag_v2 if image.format == "TIFF" else {}
         bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
-        # Pillow turns such greys of 8 bits around and those of 16 not.
+        # Pillow inverts such greys of 8 bits, but not those of 16.
         levels = 2**bits - 1 - levels if tags.get(_PHOTOMETRIC) == _WHITE_IS_0 else levels
         levels = levels >> (bits - 8)
     else:
         raise InputError(
-            f"has pixels of 32 bits or with a sign (mode {image.mode}), whose range is not known;"
-            " save it with 8 or 16 bits a channel"
+            f"has 32-bit or signed pixels (mode {image.mode}), whose range is not known;"
+            " save it with 8 or 16 bits per channel"
         )
     grey = Image.fromarray(levels.astype(np.uint8))
     grey.info = {
@@ -90,7 +90,7 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION))
-    # Notes of the camera that are garbled are no reason to refuse the pixels.
+    # Garbled notes of the camera are not a reason to refuse the pixels.
     except Exception:
         return image
     return image if turn is None else image.transpose(turn)

@@ -1,4 +1,4 @@
-"""A folder of images a class, as mini-ImageNet comes; decoded once and cached, or streamed."""
+"""Reads a folder with one folder of images per class; decoded once and cached, or streamed."""
 
 import hashlib
 import json
@@ -30,29 +30,29 @@ from gc_nc.data.streamed_images import StreamedImages
 from gc_nc.errors import InputError
 from gc_nc.files import replacing
 
-# Of how files become pixels: another number makes caches anew.
+# The version of how files become pixels; a change makes all caches anew.
 _READING = 3
 
 
 def find_images(
     folder: Path, classes: Sequence[str] | None = None, images_per_class: int | None = None
 ) -> tuple[dict[str, list[Path]], FolderCensus]:
-    """{class: its image files, by name} and a census; docs/data.md says what is read how.
+    """{class: its image files, by name} and a census; docs/data.md describes the rules.
 
-    The folder that an image lies in is its class (`name_classes`); folders of classes may also lie
-    below train/, val/ and test/, which are merged.
+    The folder that an image lies in is its class (`name_classes`). The folders of classes may also
+    lie below train/, val/ and test/, which are merged.
 
     Args:
-      folder: of the set.
-      classes: whose images are wanted; None for all.
-      images_per_class: what each must have; None for any number.
+      folder: the folder of the set.
+      classes: the classes whose images are wanted; None for all.
+      images_per_class: the number of images that each class must have; None allows any number.
 
     Raises:
-      InputError: no such folder, no images in it, a class that is missing or has another number,
-        links that lead nowhere, or as `name_classes`.
+      InputError: the folder does not exist or contains no images, a class is missing or has a wrong
+        number of images, a link leads nowhere, or `name_classes` raised an error.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; it should hold a folder of images a class")
+        raise InputError(f"{folder} is not a folder; it should hold one folder of images per class")
     listing = list_folder(folder)
     root = shown_name(str(folder))
     if classes is None:
@@ -63,7 +63,7 @@ def find_images(
         chosen = choose_classes(root, found.places, classes, _empty_folders(listing.places))
         _check_links(root, (place for places in chosen.values() for place in places))
     paths = {
-        # By name, and of one name in the order of their folders.
+        # Files are sorted by name; files of the same name keep the order of their folders.
         name: sorted(
             (Path(place.path, file) for place in chosen[name] for file in place.images),
             key=lambda path: canonical_name(path.name),
@@ -94,13 +94,13 @@ def _check_links(root: str, places: Iterable[Place]) -> None:
         first, *others = sorted(broken)
         more = f" and {len(others)} more" if others else ""
         raise InputError(
-            f"{root}/{first}{more} is a link that leads nowhere; bring back what it leads to, or"
-            " remove it"
+            f"{root}/{first}{more} is a link that leads nowhere; restore its target or"
+            " remove the link"
         )
 
 
 def _empty_folders(places: Mapping[Parts, Place]) -> dict[str, str]:
-    """{folder without images and further folders: the same, with what is in it}."""
+    """{folder without images and subfolders: its name and what it contains}."""
     empty = {}
     for parts, place in places.items():
         if parts and not place.images and not place.has_folders:
@@ -112,7 +112,7 @@ def _empty_folders(places: Mapping[Parts, Place]) -> dict[str, str]:
 
 
 def _kinds(others: Counter) -> tuple[str, ...]:
-    """As in ("12 .txt", "1 .json"), the most frequent first."""
+    """Texts such as ("12 .txt", "1 .json"), the most frequent ending first."""
     ordered = sorted(others.items(), key=lambda kind: (-kind[1], kind[0]))
     return tuple(f"{count} {suffix}" for suffix, count in ordered)
 
@@ -141,11 +141,11 @@ def _no_classes(root: str, strays: Sequence[Place], left_out: Sequence[Skipped])
     if strays:
         where = shorten(show(place.parts, min(place.images)) for place in strays)
         return (
-            f"{root} holds no folders of images, only images that lie in no class's folder"
+            f"{root} contains no folders of images, only images in no class's folder"
             f" ({where}); move those of each class into a folder of its name"
         )
     details = "".join(f"; {part.text()}" for part in left_out)
-    return f"{root} holds no folders of images ({', '.join(sorted(IMAGE_SUFFIXES))}){details}"
+    return f"{root} contains no folders of images ({', '.join(sorted(IMAGE_SUFFIXES))}){details}"
 
 
 def read_image_folder(
@@ -156,22 +156,22 @@ def read_image_folder(
     check_fits: Callable[[int], bool] = lambda num_bytes: True,
     report: Callable[[FolderCensus], None] = lambda census: None,
 ) -> tuple[np.ndarray | StreamedImages, np.ndarray, tuple[str, ...]]:
-    """Images (N, size, size, 3) uint8, labels (N,) and class names.
+    """Reads images (N, size, size, 3) uint8, labels (N,) and class names.
 
-    Each image becomes RGB and a square (`read_square`). The result is kept in the folder as
+    Each image becomes RGB and a square (`read_square`). The result is cached in the folder as
     .gc_nc_SIZE.npz and used again while names, sizes and times of the files are the same. Streamed
-    images are made anew whenever they are asked for.
+    images are not cached but decoded whenever they are read.
 
     Args:
-      folder: of the set.
-      image_size: height and width to resize to.
-      classes: as in `find_images`.
-      images_per_class: as there.
-      check_fits: whether so many bytes are held in memory; called before any image is decoded.
-      report: called with the census, before that.
+      folder: the folder of the set.
+      image_size: the height and width to resize to.
+      classes: the classes whose images are wanted; None for all.
+      images_per_class: the number of images that each class must have; None allows any number.
+      check_fits: says whether this number of bytes is kept in memory; called before any decoding.
+      report: called with the census, before `check_fits`.
 
     Raises:
-      InputError: as `find_images`; a file that is no image; what `check_fits` raises.
+      InputError: `find_images`, `report` or `check_fits` raised it, or a file is not an image.
     """
     found, census = find_images(folder, classes, images_per_class)
     report(census)
@@ -184,7 +184,7 @@ def read_image_folder(
     images = _read_cache(cache, fingerprint, (len(paths), image_size, image_size, 3))
     if images is None:
         images = np.empty((len(paths), image_size, image_size, 3), np.uint8)
-        # Threads: decoding and resizing let go of Python's lock.
+        # Threads help because decoding and resizing release Python's lock.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             resized = pool.map(lambda path: read_square(path, image_size), paths)
             bar = tqdm(resized, "resizing", len(paths), unit="image", disable=None)
@@ -195,7 +195,7 @@ def read_image_folder(
 
 
 class _FolderImages:
-    """Image files, decoded and resized when they are read."""
+    """Image files that are decoded and resized when they are read."""
 
     def __init__(self, paths: Sequence[Path], size: int):
         self._paths = paths
@@ -216,12 +216,12 @@ def _fingerprint(folder: Path, paths: Sequence[Path]) -> str:
 
 def _read_cache(path: Path, fingerprint: str, shape: tuple[int, ...]) -> np.ndarray | None:
     try:
-        # Opened here: NumPy leaves the file of a broken archive open.
+        # The file is opened here because NumPy would leave that of a broken archive open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             if str(stored["fingerprint"]) == fingerprint and stored["images"].shape == shape:
                 return stored["images"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        # None yet, or cut off: it is made again.
+        # The cache does not exist yet or is cut off, so it is made again.
         return None
     return None
 

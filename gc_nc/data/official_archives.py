@@ -1,4 +1,4 @@
-"""Readers of the archives in which CIFAR, MNIST and Fashion-MNIST are published."""
+"""Reads the archives in which CIFAR, MNIST and Fashion-MNIST are published."""
 
 import gzip
 import tarfile
@@ -16,14 +16,14 @@ _CIFAR_IMAGE_BYTES = 3 * 32 * 32
 
 
 class Split(NamedTuple):
-    """Images (N, H, W, C) in uint8, and for each kind of label the values (N,)."""
+    """Images (N, H, W, C) in uint8, and the values (N,) of each kind of label."""
 
     images: np.ndarray
     labels: dict[str, np.ndarray]
 
 
 class Archive(NamedTuple):
-    """The splits in the archive's order, and the class names where the archive gives them."""
+    """The splits in the archive's order, and the class names if the archive contains them."""
 
     splits: dict[str, Split]
     class_names: dict[str, list[str]]
@@ -32,14 +32,14 @@ class Archive(NamedTuple):
 def locate_files(archive: Path, names: Sequence[str]) -> dict[str, Path]:
     """Finds the official files in a folder, or takes a single file as the only one needed.
 
-    A folder may hold the files unpacked, under the names that `find_file` knows.
+    The files in a folder may be unpacked, under the names that `find_file` knows.
 
     Args:
-        archive: a file or a folder.
-        names: the official file names.
+        archive: the path of a file or a folder.
+        names: the official names of the files.
 
     Returns:
-        Official name -> path.
+        {official name: path}.
 
     Raises:
         InputError: `archive` or a file in it is missing, or is a file where a folder is needed.
@@ -48,7 +48,7 @@ def locate_files(archive: Path, names: Sequence[str]) -> dict[str, Path]:
         raise InputError(f"{archive} does not exist: pass the official {' and '.join(names)}")
     if archive.is_file():
         if len(names) > 1:
-            raise InputError(f"{archive} is a file: pass the folder that holds {', '.join(names)}")
+            raise InputError(f"{archive} is a file: pass the folder with {', '.join(names)}")
         return {names[0]: archive}
     return {name: find_file(archive, name) for name in names}
 
@@ -57,7 +57,7 @@ def read_cifar10(files: Mapping[str, Path]) -> Archive:
     """Reads CIFAR-10's binary tar archive; labels are named `label`.
 
     Args:
-        files: official name -> path, as `locate_files` gives them.
+        files: {official name: path}, as `locate_files` returns it.
 
     Returns:
         Splits `train` and `test` with the ten class names.
@@ -81,7 +81,7 @@ def read_cifar100(files: Mapping[str, Path]) -> Archive:
     """Reads CIFAR-100's binary tar archive; labels are named `coarse_label` and `label`.
 
     Args:
-        files: official name -> path, as `locate_files` gives them.
+        files: {official name: path}, as `locate_files` returns it.
 
     Returns:
         Splits `train` and `test` with the names of the 20 coarse and 100 fine classes.
@@ -93,7 +93,7 @@ def read_cifar100(files: Mapping[str, Path]) -> Archive:
         files["cifar-100-binary.tar.gz"],
         folder="cifar-100-binary",
         split_files={"train": ["train.bin"], "test": ["test.bin"]},
-        # In the order of the label bytes in front of each image.
+        # This is the order of the label bytes before each image.
         name_files={"coarse_label": "coarse_label_names.txt", "label": "fine_label_names.txt"},
         num_classes={"coarse_label": 20, "label": 100},
     )
@@ -103,10 +103,10 @@ def read_mnist(files: Mapping[str, Path]) -> Archive:
     """Reads MNIST's or Fashion-MNIST's four IDX files.
 
     Args:
-        files: official name -> path, as `locate_files` gives them.
+        files: {official name: path}, as `locate_files` returns it.
 
     Returns:
-        Splits `train` and `test`, images (N, 28, 28, 1), no class names.
+        Splits `train` and `test`, with images (N, 28, 28, 1) and without class names.
 
     Raises:
         InputError: a file is corrupt or has the wrong shape, the counts of images and labels
@@ -179,7 +179,7 @@ def _read_cifar(
         labels = {label: records[:, i] for i, label in enumerate(num_classes)}
         for label, values in labels.items():
             _check_labels(path, values, num_classes[label])
-        # Stored channel by channel.
+        # The archive stores an image channel by channel.
         images = records[:, len(labels) :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         splits[split] = Split(images, labels)
     return Archive(splits, class_names)
@@ -189,25 +189,25 @@ def _cifar_records(path: Path, name: str, content: bytes, num_labels: int) -> np
     record_bytes = num_labels + _CIFAR_IMAGE_BYTES
     if not content or len(content) % record_bytes:
         raise InputError(
-            f"{path}: {name} holds {len(content)} bytes, expected a multiple of {record_bytes}: "
+            f"{path}: {name} has {len(content)} bytes, expected a multiple of {record_bytes}: "
             "get a new copy"
         )
     return np.frombuffer(content, np.uint8).reshape(-1, record_bytes)
 
 
 def _read_tar_members(path: Path, names: Sequence[str]) -> dict[str, bytes]:
-    """Reads members of exactly these names into memory; nothing is extracted to the disk."""
+    """Reads the members with exactly these names into memory; extracts nothing to the disk."""
     contents = {}
     try:
-        # A stream, in one pass: seeking back in a gzip file decompresses it again.
+        # Reading it as a stream takes one pass; seeking back in a gzip file decompresses it again.
         with tarfile.open(path, "r|*") as tar:
             for member in tar:
                 if member.isreg() and member.name in names:
                     file = tar.extractfile(member)
-                    assert file is not None  # Only for members that are no files.
+                    assert file is not None  # It is None only if the member is not a file.
                     contents[member.name] = file.read()
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        message = f"{path} is no tar archive or is corrupt ({error}): get a new copy"
+        message = f"{path} is not a tar archive or is corrupt ({error}): get a new copy"
         raise InputError(message) from error
     for name in names:
         if name not in contents:

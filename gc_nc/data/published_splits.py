@@ -1,8 +1,8 @@
 """Published splits of classes into source (train), validation and target (test) classes.
 
-CIFAR-FS: Bertinetto et al., arXiv 1805.08136: the fine classes of CIFAR-100, 600 images each.
-mini-ImageNet: Vinyals et al., arXiv 1606.04080, in the split of Ravi and Larochelle (ICLR 2017):
-WordNet ids, 600 images each.
+CIFAR-FS (Bertinetto et al., arXiv 1805.08136) has the fine classes of CIFAR-100. mini-ImageNet
+(Vinyals et al., arXiv 1606.04080) is in the split of Ravi and Larochelle (ICLR 2017); its classes
+are WordNet ids. Every class has 600 images.
 """
 
 _NAMES = {

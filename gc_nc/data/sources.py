@@ -1,4 +1,4 @@
-"""Where images come from: digits (embedded), TFDS directories, IDX, image folders, NPZ files."""
+"""Loads sets from digits (built in), TFDS directories, IDX, image folders or NPZ files."""
 
 import re
 import sys
@@ -18,8 +18,8 @@ from gc_nc.data.streamed_images import StreamedImages, take_images
 from gc_nc.devices import free_device_memory, free_main_memory
 from gc_nc.errors import InputError, require_extra, suggestion
 
-# Images and labels may take this share of the memory that is free where they live; the rest is for
-# the network.
+# Images and labels may take this share of the free memory where they are kept; the rest is for the
+# network.
 _RESIDENT_SHARE = 0.5
 _GIB = 2**30
 
@@ -38,35 +38,38 @@ def load_dataset(
     holdout: float = 0.2,
     holdout_seed: int = 0,
 ) -> ImageDataset:
-    """Loads a set into memory, or leaves its images where they are until they are used.
+    """Loads a set into memory, or leaves its images in their files until they are used.
 
     Args:
-      source: "digits", "tfds", "idx", "image_folder" or "npz".
-      name: of a TFDS set, such as "cifar10" or "cifar10:3.0.2"; a label for logs elsewhere.
-      data_dir: folder of TFDS directories, folder of MNIST-format IDX files, folder of a folder a
-        class, or an NPZ file.
-      num_classes: C where the source does not say; by default one more than the largest label.
-      memory_limit_gib: what the images may take; by default half of what is free on the device.
+      source: the kind of source: "digits", "tfds", "idx", "image_folder" or "npz".
+      name: the name of a TFDS set, such as "cifar10" or "cifar10:3.0.2"; for other sources, a name
+        for logs.
+      data_dir: the folder of TFDS directories, of IDX files in MNIST's format or of one folder per
+        class, or the path of an NPZ file.
+      num_classes: the number C of classes; by default the number that the source states or one
+        more than the largest label.
+      memory_limit_gib: the memory that the images may take; by default half of the free memory.
       streaming: whether images are read while they are used ("tfds" and "image_folder" only); by
-        default those that do not fit.
-      image_size: height and width that the images of an image folder are resized to.
-      classes: of an image folder, which to read; None for all.
-      images_per_class: of an image folder, what each class must have; None for any number.
-      holdout: of an image folder, the share of each class that is its test split.
-      holdout_seed: of the images that are held out.
+        default they are if they do not fit into memory.
+      image_size: the height and width that the images of an image folder are resized to.
+      classes: the classes of an image folder to read; None for all.
+      images_per_class: the number of images that each class of an image folder must have; None
+        allows any number.
+      holdout: the share of each class of an image folder that becomes the test split.
+      holdout_seed: the seed of the choice of that test split.
 
     Raises:
-      InputError: an unknown source, data that is missing, broken or of another version, a set
-        that does not fit, or a source that cannot be streamed.
+      InputError: the source is unknown or cannot be streamed, its data is missing, broken or of
+        another version, or the set does not fit into memory.
     """
     if source not in _LOADERS:
         hint = suggestion(source, _LOADERS)
         raise InputError(f"data source {source!r} is not one of {', '.join(_LOADERS)}{hint}")
     if source == "tfds" and not name:
-        raise InputError("data source 'tfds' needs a set: set --config.data.name, as in cifar10")
+        raise InputError("data source 'tfds' needs a set: set --config.data.name, such as cifar10")
     if source != "digits" and not data_dir:
         raise InputError(
-            f"data source {source!r} needs the place of the data: set --config.data.data_dir=..."
+            f"data source {source!r} needs the path of the data: set --config.data.data_dir=..."
         )
 
     if streaming and source not in STREAMED_SOURCES:
@@ -76,7 +79,7 @@ def load_dataset(
         )
 
     def check_fits(num_bytes: int) -> bool:
-        """Whether the images are held in memory; raises where they must be and do not fit."""
+        """Whether to keep the images in memory; raises if they must be there and do not fit."""
         if streaming:
             return False
         limit, origin = _memory_limit(memory_limit_gib)
@@ -86,7 +89,7 @@ def load_dataset(
             return False
         hint = "leave --config.data.streaming out, " if source in STREAMED_SOURCES else ""
         raise InputError(
-            f"{name or source} takes {num_bytes / _GIB:.3g} GiB in memory and"
+            f"{name or source} takes {num_bytes / _GIB:.3g} GiB in memory, but only"
             f" {limit / _GIB:.3g} GiB fits ({origin}); {hint}use fewer or smaller images, or raise"
             " --config.data.memory_limit_gib"
         )
@@ -95,7 +98,7 @@ def load_dataset(
     if source == "image_folder":
         if not image_size:
             raise InputError(
-                "data source 'image_folder' needs a size: set --config.data.image_size, as in 84"
+                "data source 'image_folder' needs a size: set --config.data.image_size, such as 84"
             )
         return _load_image_folder(
             *where, image_size, classes, images_per_class, holdout, holdout_seed
@@ -110,7 +113,7 @@ def _memory_limit(memory_limit_gib: float | None) -> tuple[float, str]:
 
 
 def memory_limit() -> float:
-    """Bytes that a set's images may take by default, on the device and in main memory."""
+    """The number of bytes that a set's images may take by default, on the device and the host."""
     return _RESIDENT_SHARE * min(free_device_memory(), free_main_memory())
 
 
@@ -120,12 +123,12 @@ def _load_digits(name, path, num_classes, check_fits) -> ImageDataset:
     Source: E. Alpaydin, C. Kaynak, UCI, "Optical recognition of handwritten digits" (test part).
     """
     del name, path, check_fits
-    # Imported here: scikit-learn takes longer to import than the rest of this package.
+    # Imported here because scikit-learn takes longer to import than the rest of this package.
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     pixels, labels = load_digits(return_X_y=True)
-    # 17 grey levels, 0..16, spread over uint8.
+    # The 17 grey levels 0..16 are spread over uint8.
     images = np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     train_images, test_images, train_labels, test_labels = train_test_split(
         images, labels, test_size=0.2, stratify=labels, random_state=0
@@ -136,7 +139,7 @@ def _load_digits(name, path, num_classes, check_fits) -> ImageDataset:
 
 
 def _load_tfds(name, data_dir, num_classes, check_fits) -> ImageDataset:
-    """A prepared TFDS directory, read without TensorFlow and without a network."""
+    """Reads a prepared TFDS directory without TensorFlow and without internet access."""
     require_extra("data", "tensorflow_datasets", "array_record")
     import tensorflow_datasets as tfds
 
@@ -174,7 +177,7 @@ def _load_tfds(name, data_dir, num_classes, check_fits) -> ImageDataset:
     is_number = isinstance(label, tfds.features.Tensor) and label.shape in ((), (1,))
     if not is_number or not np.issubdtype(label.np_dtype, np.integer):
         raise InputError(
-            f"{name} has labels as {type(label).__name__}; one class number an image is needed"
+            f"{name} has labels as {type(label).__name__}; one class number per image is needed"
         )
     counts = {split: builder.info.splits[split].num_examples for split in ("train", "test")}
     in_memory = check_fits(sum(counts.values()) * int(np.prod(shape)))
@@ -185,14 +188,14 @@ def _load_tfds(name, data_dir, num_classes, check_fits) -> ImageDataset:
         return images, read_labels(builder, split)
 
     names = None
-    # Plain integers are class numbers without names.
+    # If the labels are plain integers, the classes have no names.
     if isinstance(label, tfds.features.ClassLabel):
         num_classes, names = num_classes or label.num_classes, tuple(label.names)
     return make_dataset(name, read("train"), read("test"), num_classes, names)
 
 
 def _version_dir(name: str, version: str, data_dir: Path) -> Path:
-    """The directory of the version asked for, or of the one that TFDS defines for the name."""
+    """The directory of the given version, or of the version that TFDS defines for the name."""
     import tensorflow_datasets as tfds
 
     root = data_dir / name
@@ -206,12 +209,12 @@ def _version_dir(name: str, version: str, data_dir: Path) -> Path:
         try:
             version = str(tfds.builder_cls(name).VERSION)
         except (tfds.core.registered.DatasetNotFoundError, AttributeError):
-            # Somebody's own set: its only version is the right one.
+            # TFDS does not know a user's own set; if it has only one version, that one is read.
             if len(found) == 1:
                 version = found[0]
     if version in found:
         return root / version
-    has = f"it holds version {', '.join(found)}" if found else "there is none"
+    has = f"it contains version {', '.join(found)}" if found else "it contains no version"
     if any(any(data_dir.glob(f"{depth}dataset_info.json")) for depth in ("", "*/")):
         has = f"it is part of a set; the folder around {name} is needed"
     raise InputError(
@@ -221,7 +224,7 @@ def _version_dir(name: str, version: str, data_dir: Path) -> Path:
 
 
 def _load_idx(name, folder, num_classes, check_fits) -> ImageDataset:
-    """The four files of MNIST, .gz or not, with images of any one size."""
+    """Reads four files in MNIST's format, .gz or not, with images of any one size."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; it should hold the four IDX files of MNIST")
     files = find_idx_files(folder)
@@ -234,9 +237,9 @@ def _load_idx(name, folder, num_classes, check_fits) -> ImageDataset:
 
 
 def _load_npz(name, path, num_classes, check_fits) -> ImageDataset:
-    """x_train, y_train, x_test, y_test as Keras has them, or images, labels, split (0: train).
+    """Reads x_train, y_train, x_test, y_test as in Keras, or images, labels, split (0: train).
 
-    Read without pickle, so that a file from elsewhere cannot run code.
+    The file is read without pickle, so that a file from elsewhere cannot run code.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -246,9 +249,9 @@ def _load_npz(name, path, num_classes, check_fits) -> ImageDataset:
 
             def read(key):
                 array = arrays[key]
-                # NumPy gives the bytes of what else a ZIP file may hold.
+                # NumPy returns bytes for files in the ZIP file that are not arrays.
                 if not isinstance(array, np.ndarray):
-                    raise InputError(f"{path}: {key} is no array; store it with numpy.savez")
+                    raise InputError(f"{path}: {key} is not an array; store it with numpy.savez")
                 return array
 
             if {"x_train", "y_train", "x_test", "y_test"} <= keys:
@@ -258,8 +261,8 @@ def _load_npz(name, path, num_classes, check_fits) -> ImageDataset:
                 other = split[(split != 0) & (split != 1)]
                 if other.size:
                     raise InputError(
-                        f"{path}: split holds {other.flat[0].item()!r}; 0 (train) and 1 (test) are"
-                        " needed"
+                        f"{path}: split contains {other.flat[0].item()!r}; 0 (train) and 1 (test)"
+                        " are needed"
                     )
                 is_train = split == 0
                 images, labels = read("images"), flat_labels(read("labels"))
@@ -271,8 +274,8 @@ def _load_npz(name, path, num_classes, check_fits) -> ImageDataset:
                 train, test = ((images[rows], labels[rows]) for rows in (is_train, ~is_train))
             else:
                 raise InputError(
-                    f"{path} holds {', '.join(sorted(keys))}; x_train, y_train, x_test, y_test or"
-                    " images, labels, split (0 train, 1 test) are needed"
+                    f"{path} contains {', '.join(sorted(keys))}; x_train, y_train, x_test, y_test"
+                    " or images, labels, split (0 train, 1 test) are needed"
                 )
     except InputError:
         raise
@@ -292,7 +295,7 @@ def _load_image_folder(
         if census.classes < 2:
             raise InputError(f"{census.line()}; neural collapse compares at least 2 classes")
         censuses.append(census)
-        # Standard output is for results. Of several processes one speaks.
+        # Standard output is for results. Only one of several processes prints the line.
         if jax.process_index() == 0:
             print(census.line(), file=sys.stderr, flush=True)
 
@@ -313,8 +316,8 @@ _LOADERS: dict[str, Callable[..., ImageDataset]] = {
     "npz": _load_npz,
 }
 
-#: What `load_dataset` reads.
+#: The sources that `load_dataset` reads.
 SOURCES = tuple(_LOADERS)
 
-#: Of these, what it can leave unread.
+#: The sources whose images can be streamed.
 STREAMED_SOURCES = ("tfds", "image_folder")

@@ -1,4 +1,4 @@
-"""Which folders hold a part of a set, such as train and test, and so are no classes."""
+"""Which folders are parts of a set, such as train and test, and therefore not classes."""
 
 import re
 from collections import defaultdict
@@ -10,7 +10,7 @@ _SPLITS = (
     *("train", "training", "val", "valid", "validation", "dev", "test", "testing"),
     *("eval", "evaluation", "holdout", "heldout", "pred", "unlabeled", "unlabelled"),
 )
-# What such names may have beside that: "train_images", "test-set", "trainset", "val2017".
+# Such names may also contain these words: "train_images", "test-set", "trainset".
 _OF_A_SET = ("dataset", "data", "set", "split", "images", "image", "imgs", "img", "folder")
 _SPLIT, _OTHER = "|".join(_SPLITS), f"(?:{'|'.join(_OF_A_SET)})*"
 _OWN_NAME = re.compile(f"{_OTHER}({_SPLIT}){_OTHER}")
@@ -18,9 +18,9 @@ _LETTERS = re.compile(r"[^\W\d_]+")
 
 
 def split_folders(siblings: Iterable[Parts]) -> set[Parts]:
-    """Those of the folders in one place that are called as splits are, in any case.
+    """The folders, among some in the same folder, that have names of splits.
 
-    By their own names, or beside each other: "seg_train" and "seg_test".
+    Case does not matter. A name may be one in itself, or beside others: "seg_train", "seg_test".
     """
     found, alike = set(), defaultdict(dict)
     for parts in siblings:

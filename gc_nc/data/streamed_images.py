@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from gc_nc.errors import require_extra
 
-# More threads than this gain nothing, and each holds a batch.
+# More threads than this gain nothing, and each keeps a batch in memory.
 _MAX_THREADS = 16
 _BLOCK = 1000
 
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """Where images are read from.
+    """A place from which images are read.
 
     Attributes:
-      shape: (N, H, W, c).
+      shape: the shape (N, H, W, c) of all its images.
     """
 
     shape: tuple[int, int, int, int]
@@ -30,26 +30,26 @@ class ImageSource(Protocol):
         """Decodes the images (n, H, W, c) uint8 of these rows; called from several threads.
 
         Raises:
-          InputError: an image that cannot be read, by its name.
+          InputError: an image cannot be read; the message names it.
         """
 
 
 class StreamedImages:
     """Images (N, H, W, c) uint8 that are read and decoded when they are indexed.
 
-    Stands where an array of images does, as far as whole images are chosen: `images[rows]` reads
-    them. `take` and `concatenate` choose and join without reading.
+    They can be used like an array as long as whole images are chosen: `images[rows]` reads these
+    rows. `take` and `concatenate` choose and join images without reading them.
     """
 
     dtype = np.dtype(np.uint8)
     ndim = 4
 
     def __init__(self, sources: Sequence[ImageSource], rows: np.ndarray | None = None):
-        """Images of sources of one image shape.
+        """Joins sources whose images have the same shape.
 
         Args:
-          sources: read as if they were one, end to end.
-          rows: which images, in which order; by default all.
+          sources: the sources, joined end to end.
+          rows: the rows of the images to choose, in order; by default all.
         """
         self._sources = tuple(sources)
         ends = np.cumsum([source.shape[0] for source in sources])
@@ -59,24 +59,24 @@ class StreamedImages:
 
     @property
     def size(self) -> int:
-        """Number of pixel values."""
+        """The number of pixel values."""
         return int(np.prod(self.shape))
 
     @property
     def nbytes(self) -> int:
-        """What they would take in memory."""
+        """The number of bytes that the images would take in memory."""
         return self.size
 
     def __len__(self) -> int:
-        """N."""
+        """The number N of images."""
         return len(self._rows)
 
     def __array__(self, dtype=None, copy=None):
-        """Refused: NumPy would read them all, one by one."""
-        raise TypeError(f"{self!r} are not read as a whole; index them")
+        """Always raises TypeError, since NumPy would read all images one by one."""
+        raise TypeError(f"{self!r} cannot be read as a whole; index them")
 
     def __repr__(self) -> str:
-        """With the shape, for messages."""
+        """The name and shape, for messages."""
         return f"StreamedImages{self.shape}"
 
     def __getitem__(self, key: Any) -> np.ndarray:
@@ -96,17 +96,17 @@ class StreamedImages:
         return images
 
     def take(self, indices: np.ndarray) -> "StreamedImages":
-        """Some of the images in an order of their own; nothing is read."""
+        """The images of these indices, in their order; nothing is read."""
         return StreamedImages(self._sources, self._rows[indices])
 
     def concatenate(self, other: "StreamedImages") -> "StreamedImages":
-        """These images and then the others; nothing is read."""
+        """These images followed by the others; nothing is read."""
         own = sum(source.shape[0] for source in self._sources)
         rows = np.concatenate([self._rows, own + other._rows])
         return StreamedImages(self._sources + other._sources, rows)
 
     def blocks(self, doing: str) -> Generator[np.ndarray, None, None]:
-        """All images once, some at a time, read ahead, with a progress bar that says what for."""
+        """Yields all images once, in blocks that are read ahead; `doing` labels a progress bar."""
 
         def load(i):
             return self[i * _BLOCK : (i + 1) * _BLOCK]
@@ -118,23 +118,23 @@ class StreamedImages:
 
 
 def take_images(images: np.ndarray | StreamedImages, rows: np.ndarray):
-    """The chosen images, in memory or streamed as they were."""
+    """The chosen images; streamed images stay streamed."""
     return images.take(rows) if isinstance(images, StreamedImages) else images[rows]
 
 
 def concatenate_images(a: np.ndarray | StreamedImages, b: np.ndarray | StreamedImages):
-    """Images end to end, both in memory or both streamed."""
+    """Joins images end to end; both must be in memory or both streamed."""
     return a.concatenate(b) if isinstance(a, StreamedImages) else np.concatenate([a, b])
 
 
 def read_ahead(load: Callable[[int], T], start: int, stop: int) -> Generator[T, None, None]:
     """Yields load(start), ..., load(stop - 1), computed ahead in threads.
 
-    Close it, or let go of it, to stop early: what is being loaded is finished and nothing more
-    begun.
+    Close or delete the generator to stop early: it finishes what is being loaded and starts nothing
+    more.
     """
     require_extra("data", "grain")
-    # Imported here: only runs that stream wait for it. It keeps order and errors in their place.
+    # Imported here so that only streaming runs wait for it. It keeps the order, also of errors.
     import grain
 
     threads = min(_MAX_THREADS, os.cpu_count() or 1)

@@ -1,4 +1,4 @@
-"""Batches of a set that is read while it is used, in the order that a resident set has."""
+"""Batches of a set that is read while it is used, in the same order as for a resident set."""
 
 from collections.abc import Generator
 from typing import NamedTuple
@@ -28,18 +28,18 @@ def stream_batches(
 ) -> Generator[ImageSplit, None, None]:
     """Yields the batches of steps start_step, ..., stop_step - 1, read ahead.
 
-    Nothing has to be saved to go on: the examples of a step are a function of the order's seed and
-    the step. Close the iterator to stop early (contextlib.closing).
+    Nothing has to be saved to resume: the examples of a step depend only on the order's seed and on
+    the step. Close the generator to stop early (contextlib.closing).
 
     Args:
-      split: streamed; images in memory work too.
-      order: of its examples.
-      start_step: of the first batch.
-      stop_step: of the first batch that is not wanted.
+      split: the examples; their images may be streamed or in memory.
+      order: the order of its examples.
+      start_step: the step of the first batch.
+      stop_step: the step after that of the last batch.
       rows: the part of each batch that this process loads; by default all.
 
     Raises:
-      InputError: an image cannot be read, when its batch is due.
+      InputError: an image cannot be read; raised when its batch is due.
     """
     part = rows or slice(None)
 
@@ -53,24 +53,24 @@ def stream_batches(
 def stream_in_order(
     split: ImageSplit, batch_size: int, *, rows: slice | None = None
 ) -> Generator[PaddedBatch, None, None]:
-    """Yields all examples once, in order, in batches of one size, read ahead.
+    """Yields all examples once, in order, in batches of equal size, read ahead.
 
-    The last batch is filled with the last example, at weight 0.
+    The last batch is filled up with the last example, at weight 0.
 
     Args:
-      split: streamed; images in memory work too.
-      batch_size: B.
+      split: the examples; their images may be streamed or in memory.
+      batch_size: the size B of all batches.
       rows: the part of each batch that this process loads; by default all.
 
     Raises:
-      InputError: an image cannot be read, when its batch is due.
+      InputError: an image cannot be read; raised when its batch is due.
     """
     part, num_examples = rows or slice(None), len(split.labels)
 
     def load(i):
         indices = (i * batch_size + np.arange(batch_size))[part]
         weights = (indices < num_examples).astype(np.float32)
-        # What fills the batch is read once.
+        # The example that fills the batch is read only once.
         indices, places = np.unique(np.minimum(indices, num_examples - 1), return_inverse=True)
         return PaddedBatch(split.images[indices][places], split.labels[indices][places], weights)
 

@@ -1,4 +1,4 @@
-"""Some images of each class of a set, to train and measure on fewer than there are."""
+"""Chooses some images of each class, to train and measure on fewer than the set has."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from gc_nc.data.streamed_images import take_images
 from gc_nc.errors import InputError
 from gc_nc.random_streams import stream_generator
 
-# Their order numbers the random streams.
+# The position of a part in this tuple numbers its random stream.
 _PARTS = ("train", "test", *HELD_PARTS)
 
 
@@ -19,20 +19,20 @@ def limit_images_per_class(
     held: int | None = None,
     seed: int = 0,
 ) -> TransferDataset:
-    """The same number of random images of every class, in the order of the set.
+    """Chooses the same number of random images of every class, in the order of the set.
 
-    Of the same seed a larger number includes the images of a smaller one. Streamed images stay
-    unread.
+    With the same seed, a larger number includes the images of a smaller one. Streamed images are
+    not read.
 
     Args:
-      data: whose classes stay as they are.
-      train: images of each source class to train on; None for all there are.
-      test: images of each source class of the test split; None for all.
-      held: images of each class of val and target; None for all.
-      seed: of the choice.
+      data: the set; its classes do not change.
+      train: the number of training images of each source class; None for all.
+      test: the number of test images of each source class; None for all.
+      held: the number of images of each class of val and target; None for all.
+      seed: the seed of the choice.
 
     Raises:
-      InputError: a class has fewer.
+      InputError: a class has fewer images.
     """
     source = data.source
     splits = {
@@ -60,7 +60,7 @@ def _limited(split, class_names, key, name, per_class, seed):
     order = stream_generator(seed, "images of a split", _PARTS.index(name)).permutation(
         len(split.labels)
     )
-    # The rank of each image among those of its class, in that random order.
+    # The rank of each image among the images of its class, in that random order.
     shuffled = split.labels[order]
     by_class = np.argsort(shuffled, kind="stable")
     starts = np.cumsum(counts) - counts

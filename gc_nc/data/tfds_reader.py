@@ -1,4 +1,4 @@
-"""Reads images and labels of prepared TFDS directories apart, without TensorFlow."""
+"""Reads images or labels of prepared TFDS directories without TensorFlow."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,14 +16,14 @@ class TfdsImages:
     """The images of one split, decoded when they are read.
 
     Attributes:
-      shape: (N, H, W, c).
+      shape: the shape (N, H, W, c) of all images.
     """
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
-        """Opens a directory whose images have one size.
+        """Opens a directory whose images all have the same size.
 
         Raises:
-          InputError: without random access, or its images are not encoded or of more than 8 bits.
+          InputError: it has no random access, or its images are not encoded or not of 8 bits.
         """
         self._records = _Records(builder, split)
         self._feature = feature = builder.info.features["image"]
@@ -35,7 +35,7 @@ class TfdsImages:
         self.shape = (len(self._records), *feature.shape)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Images (n, H, W, c) uint8; InputError names one that cannot be read."""
+        """Reads images (n, H, W, c) uint8; InputError names one that cannot be read."""
 
         def decode(features):
             return self._feature.decode_example_np(features["image"].bytes_list.value[0])
@@ -45,7 +45,7 @@ class TfdsImages:
 
 
 def read_labels(builder: tfds.core.DatasetBuilder, split: str) -> np.ndarray:
-    """Labels (N,) int64 of a split; its images are read over but not decoded."""
+    """Reads the labels (N,) int64 of a split; its images are read but not decoded."""
     records = _Records(builder, split)
     rows = np.arange(len(records))
     return records.read(
@@ -54,7 +54,7 @@ def read_labels(builder: tfds.core.DatasetBuilder, split: str) -> np.ndarray:
 
 
 class _Records:
-    """The examples of a split as they are stored."""
+    """The examples of a split in the form in which they are stored."""
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
         self._name = f"of split {split!r} in {builder.data_dir}"
@@ -62,10 +62,10 @@ class _Records:
             self._records = builder.as_data_source(
                 split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
             )
-        # TFRecord, which has no random access, and whatever else TFDS cannot open.
+        # TFRecord files have no random access, and TFDS may fail to open others, too.
         except Exception as error:
             raise InputError(
-                f"{builder.data_dir} holds no ArrayRecord files that can be read"
+                f"{builder.data_dir} contains no ArrayRecord files that can be read"
                 f" ({_one_line(error)}); prepare it again with: python -m experiments.prepare"
             ) from error
 
@@ -73,18 +73,18 @@ class _Records:
         return len(self._records)
 
     def read(self, rows: np.ndarray, decode: Callable[[Any], Any], into: np.ndarray) -> np.ndarray:
-        """Puts what `decode` makes of each example's features into an array."""
+        """Decodes the features of each example in `rows` into the array `into`, and returns it."""
         for start in range(0, len(rows), _READ_BLOCK):
             numbers = rows[start : start + _READ_BLOCK].tolist()
             try:
                 records = self._records.__getitems__(numbers)
-            # array_record and TFDS raise errors of many kinds for what they cannot read.
+            # array_record and TFDS raise errors of many kinds for unreadable examples.
             except Exception:
-                # One by one, to learn which it is.
+                # They are read one by one to find the unreadable one.
                 records = [self._record(number) for number in numbers]
             for i, record in enumerate(records):
                 try:
-                    # Only what is wanted is parsed: TFDS's own way takes twice as long.
+                    # Only the wanted feature is decoded; TFDS's own way takes twice as long.
                     example = tf_example_pb2.Example.FromString(record)
                     into[start + i] = decode(example.features.feature)
                 except Exception as error:

@@ -1,7 +1,7 @@
 """Writes official archives as the ArrayRecord directories that TFDS makes, without TensorFlow.
 
-TFDS's own builder does the work: its features, metadata, order of examples, sharding and rename at
-the end. Only the step that needs TensorFlow, reading the archive, is replaced.
+TFDS's own builder does the work, from the features and metadata to the order of the examples, the
+sharding and the rename at the end. Only reading the archive, which needs TensorFlow, is replaced.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ class OfficialFile(NamedTuple):
 
 
 def official_files(name: str) -> dict[str, OfficialFile]:
-    """The files a data set is published in, as TFDS records them: file name -> where and what."""
+    """{file name: its record in TFDS} of the files in which a data set is published."""
     return {
         url.rpartition("/")[2]: OfficialFile(url, int(info.size), info.checksum)
         for url, info in tfds.builder_cls(name).url_infos.items()
@@ -35,7 +35,7 @@ def official_files(name: str) -> dict[str, OfficialFile]:
 
 
 def dataset_dir(name: str, data_dir: Path) -> Path:
-    """The directory of a set's installed version: `<data_dir>/<name>/<version>`."""
+    """The directory `<data_dir>/<name>/<version>` of the version that TFDS defines."""
     return data_dir / name / str(tfds.builder_cls(name).VERSION)
 
 
@@ -47,10 +47,10 @@ def count_examples(name: str, data_dir: Path) -> dict[str, int]:
         data_dir: the folder above `<name>/<version>`.
 
     Returns:
-        Split -> number of examples; empty if there is no such directory.
+        {split: number of examples}; empty if the directory does not exist.
 
     Raises:
-        InputError: the directory exists but holds no complete set of ArrayRecord files.
+        InputError: the directory exists but does not contain a complete set of ArrayRecord files.
     """
     path = dataset_dir(name, data_dir)
     if not path.exists():
@@ -66,17 +66,17 @@ def count_examples(name: str, data_dir: Path) -> dict[str, int]:
     # TFDS raises errors of many kinds for a directory that it cannot read.
     except Exception as error:
         raise InputError(
-            f"{path} exists but is no complete ArrayRecord set ({' '.join(str(error).split())}): "
-            "move it away or choose another --data_dir"
+            f"{path} exists but is not a complete ArrayRecord set"
+            f" ({' '.join(str(error).split())}): move it away or choose another --data_dir"
         ) from error
 
 
 def write_dataset(name: str, archive: Archive, data_dir: Path) -> None:
-    """Writes `<data_dir>/<name>/<version>`, readable by `tfds.data_source` and its like.
+    """Writes `<data_dir>/<name>/<version>`, which `tfds.data_source` can read.
 
-    Everything goes to a directory beside it that gets the name at the end, so that a run that is
-    interrupted leaves no half-written set. Examples come in TFDS's own order (by the hash of their
-    index), not the archive's; ids, where TFDS has them, count in the archive's order.
+    Everything is written to a directory beside it, which is renamed at the end, so that an
+    interrupted run leaves no half-written set. The examples are in TFDS's own order (by the hash of
+    their index), not in the archive's; their ids, if any, count in the archive's order.
 
     Args:
         name: TFDS's name of the data set.
@@ -92,25 +92,25 @@ def write_dataset(name: str, archive: Archive, data_dir: Path) -> None:
     with_ids = "id" in builder.info.features
 
     def split_generators(dl_manager):
-        # The metadata state the size of the official files, here as after a download by TFDS.
+        # The metadata must state the size of the official files, as after a download by TFDS.
         dl_manager._recorded_url_infos.update(builder.url_infos)
         return {split: _examples(split, data, with_ids) for split, data in archive.splits.items()}
 
-    # TFDS's hook for reading an archive, on this one builder: a subclass would put its own name and
-    # module in place of TFDS's in the metadata.
+    # This is TFDS's hook for reading an archive. It is replaced on this one builder, because a
+    # subclass would put its own name and module into the metadata.
     builder._split_generators = split_generators
-    # It announces an unknown size to be downloaded, and that nothing was.
+    # TFDS would print that it downloads an unknown size, and then that it downloaded nothing.
     with contextlib.redirect_stdout(io.StringIO()):
         try:
             builder.download_and_prepare()
-        # What array_record raises where the disk is full.
+        # array_record raises this if the disk is full.
         except RuntimeError as error:
             raise OSError(" ".join(str(error).split())) from error
 
 
 def _examples(split: str, data: Split, with_ids: bool) -> Iterator[tuple[int, dict[str, Any]]]:
     for index, image in enumerate(data.images):
-        # As a file: TFDS encodes an array with TensorFlow.
+        # The image is given as a file because TFDS would encode an array with TensorFlow.
         png = io.BytesIO()
         Image.fromarray(image.squeeze()).save(png, "PNG")
         png.seek(0)

@@ -164,11 +164,11 @@ def test_f4_cifar_fs_from_a_tfds_directory_by_name(tmp_path):
         (ClassSplit("names", source=("cat", "xyz")), "no class 'xyz'; it has cat, dog"),
         (ClassSplit("names", source=("cat", "dog"), target=("dog", "fox")), "'dog'.*is in source"),
         (ClassSplit("names", source=("cat", "cat")), "'cat'.*is in source and in source"),
-        (ClassSplit("names", source=("cat", "dog"), val=("fox",)), "1 val class"),
-        (ClassSplit("names", source=NAMES[:6]), "1 target class"),
-        (ClassSplit("names", source=NAMES), "0 target class"),
+        (ClassSplit("names", source=("cat", "dog"), val=("fox",)), "2 val classes, but .* has 1"),
+        (ClassSplit("names", source=NAMES[:6]), "2 target classes, but .* has 1"),
+        (ClassSplit("names", source=NAMES), "2 target classes, but .* has 0"),
         (ClassSplit("cifar_fs"), "animals has no class 'apple'"),
-        (ClassSplit("random", counts=(6, 2)), "are 8 classes and animals has 7"),
+        (ClassSplit("random", counts=(6, 2)), "are 8 classes in all, but animals has 7"),
         (ClassSplit("random", counts=(3, 2), images_per_class=9), "has 10 images; 9 are needed"),
     ],
 )
@@ -180,7 +180,7 @@ def test_bad_splits_are_one_line(split, message):
 
 def test_names_that_do_not_number_the_classes_are_refused():
     images, labels = labelled(np.arange(14) % 7)
-    with pytest.raises(InputError, match="num_classes=9 but 7 classes have names"):
+    with pytest.raises(InputError, match="num_classes=9, but the source names 7 classes"):
         make_dataset("animals", (images, labels), (images, labels), 9, NAMES)
 
 

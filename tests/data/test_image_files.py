@@ -155,7 +155,7 @@ def test_d6_other_formats_of_16_bits(tmp_path):
 def test_d6_pixels_whose_range_is_not_known_are_one_line(tmp_path, mode):
     Image.new(mode, (2, 2), 5).save(tmp_path / "x.tif")
     with pytest.raises(
-        InputError, match=r"x\.tif has pixels of 32 bits .*save it with 8 or 16"
+        InputError, match=r"x\.tif has 32-bit or signed pixels .*save it with 8 or 16"
     ) as e:
         read_square(tmp_path / "x.tif", 2)
     assert "\n" not in str(e.value)

@@ -110,7 +110,7 @@ def test_without_a_class_split_a_share_of_each_class_is_the_test_split(tmp_path)
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (lambda root: None, {}, "holds no folders of images"),
+        (lambda root: None, {}, "contains no folders of images"),
         (lambda root: write_folder(root, ["a", "b"]), {"image_size": None}, "needs a size"),
         (
             lambda root: write_folder(root, ["a", "b"]),
@@ -147,7 +147,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, kind):
         # The second chunk's name in the third case.
         damaged = content[:37] + bytes(4) + content[41:]
         path.write_bytes({"text": b"not a png", "cut off": content[:45], "damaged": damaged}[kind])
-    with pytest.raises(InputError, match=r"b/2\.png (is no image|has pixels of 32)") as error:
+    with pytest.raises(InputError, match=r"b/2\.png (is not an image|has 32-bit)") as error:
         read_image_folder(tmp_path, 4)
     assert "\n" not in str(error.value)
 

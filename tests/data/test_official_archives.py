@@ -189,8 +189,8 @@ def test_cifar100(tmp_path):
     ("name", "content", "message"),
     [
         ("data_batch_3.bin", None, "lacks cifar-10-batches-bin/data_batch_3.bin"),
-        ("data_batch_3.bin", b"", "data_batch_3.bin holds 0 bytes"),
-        ("test_batch.bin", bytes(3072), "test_batch.bin holds 3072 bytes"),
+        ("data_batch_3.bin", b"", "data_batch_3.bin has 0 bytes"),
+        ("test_batch.bin", bytes(3072), "test_batch.bin has 3072 bytes"),
         ("test_batch.bin", b"\x0a" + bytes(3072), "label 10"),
         ("batches.meta.txt", b"a\nb\n", "2 class names"),
         ("batches.meta.txt", b"a\n" * 10, "1 class names"),

@@ -196,7 +196,7 @@ class Oracle:
             "leads nowhere": bool(self.broken),
             "look the same": lookalike,
             "not clear which": mixed,
-            "holds no folders of images": not any(keys.values()),
+            "contains no folders of images": not any(keys.values()),
         }
 
 

@@ -82,7 +82,7 @@ def test_prepared_tfds_directory(tmp_path):
         (
             {"image": (8, 8, 1), "label": tfds.features.Tensor(shape=(), dtype=np.float32)},
             ("train", "test"),
-            "one class number an image",
+            "one class number per image",
         ),
     ],
 )
@@ -142,8 +142,8 @@ def assert_prompt_line_on(name, version, data_dir, has):
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize(("name", "version"), [("cifar10", ":3.0.2"), ("my_own_set", "")])
 def test_r8_an_empty_folder_and_no_network(tmp_path, name, version):
-    assert_prompt_line_on(name, version, tmp_path, "there is none")
-    assert_prompt_line_on(name, version, tmp_path / "missing", "there is none")
+    assert_prompt_line_on(name, version, tmp_path, "it contains no version")
+    assert_prompt_line_on(name, version, tmp_path / "missing", "it contains no version")
 
 
 @pytest.mark.usefixtures("no_network")
@@ -152,7 +152,7 @@ def test_r8_another_version_and_no_network(tmp_path):
     old.mkdir(parents=True)
     (old / "dataset_info.json").write_text("{}")
     (tmp_path / "cifar10" / "3.0.2").mkdir()  # a half-removed set has no dataset_info.json
-    assert_prompt_line_on("cifar10", ":3.0.2", tmp_path, "it holds version 3.0.1")
+    assert_prompt_line_on("cifar10", ":3.0.2", tmp_path, "it contains version 3.0.1")
 
 
 def test_a_tfds_set_of_plain_integers(tmp_path):
@@ -238,17 +238,17 @@ X, Y = arrays(6, (4, 4))
         (npz(X, Y.astype(int) - 1), {}, "train label -1 is outside"),
         (npz(X, Y), {"num_classes": 4}, r"label 4 is outside 0\.\.3"),
         (npz(X, Y, X[:, :3], Y), {}, "differ in shape"),
-        ({"x": X}, {}, "holds x; x_train, y_train"),
+        ({"x": X}, {}, "contains x; x_train, y_train"),
         ({"images": X, "labels": Y, "split": Y[:2]}, {}, "differ in length"),
-        ({"images": X, "labels": Y, "split": Y % 3}, {}, "split holds 2; 0 .* and 1 .* are needed"),
-        ({"images": X, "labels": Y, "split": Y - 1.0}, {}, "split holds -1.0; 0"),
-        ({"images": X, "labels": Y, "split": Y * np.nan}, {}, "split holds nan; 0"),
-        ({"images": X, "labels": Y, "split": Y.astype(str)}, {}, "split holds '0'; 0"),
+        ({"images": X, "labels": Y, "split": Y % 3}, {}, "split contains 2; 0 .* and 1 .* are"),
+        ({"images": X, "labels": Y, "split": Y - 1.0}, {}, "split contains -1.0; 0"),
+        ({"images": X, "labels": Y, "split": Y * np.nan}, {}, "split contains nan; 0"),
+        ({"images": X, "labels": Y, "split": Y.astype(str)}, {}, "split contains '0'; 0"),
         (npz(X.transpose(0, 2, 1)[:, None].repeat(3, 1), Y), {}, r"transpose\(0, 2, 3, 1\)"),
-        (npz(X / 255, Y), {}, "float64; uint8 in 0..255 .*of fractions in 0..1, store"),
+        (npz(X / 255, Y), {}, "float64; uint8 in 0..255 .*if they are fractions in 0..1, store"),
         (npz(X.astype(int), Y), {}, r"int64; uint8 in 0..255 .*astype\('uint8'\)"),
         (npz(X, Y.astype(str)), {}, r"labels are <U3; .*np.unique\(labels, return_inverse=True\)"),
-        (npz(X, Y), {"memory_limit_gib": 1e-9}, "GiB in memory and 1e-09 GiB fits"),
+        (npz(X, Y), {"memory_limit_gib": 1e-9}, "GiB in memory, but only 1e-09 GiB fits"),
     ],
 )
 def test_bad_npz_is_one_line(tmp_path, contents, options, message):
@@ -262,7 +262,7 @@ def test_npz_members_that_are_no_arrays_are_one_line(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         for name in npz(X, Y):
             archive.writestr(f"{name}.npy", b"no array")
-    with pytest.raises(InputError, match="x_train is no array") as error:
+    with pytest.raises(InputError, match="x_train is not an array") as error:
         load_dataset("npz", None, str(tmp_path / "x.npz"))
     assert "\n" not in str(error.value)
 
@@ -271,7 +271,7 @@ def test_npz_members_that_are_no_arrays_are_one_line(tmp_path):
     ("source", "place", "message"),
     [
         ("tdfs", "", "did you mean 'tfds'"),
-        ("idx", "", "needs the place of the data"),
+        ("idx", "", "needs the path of the data"),
         ("idx", "missing", "not a folder"),
         ("idx", ".", "has no train-images"),
         ("npz", "missing.npz", "does not exist"),

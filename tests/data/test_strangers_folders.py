@@ -121,7 +121,7 @@ def test_a_class_without_images_is_named_where_it_is_asked_for(tmp_path):
     write(tmp_path, "a/0.png", "b/0.png", "c/0.png", "empty/0.heic")
     with pytest.raises(InputError) as error:
         find_images(tmp_path, ("a", "empty"))
-    assert_one_line(error, "'empty'", "without an image that can be read")
+    assert_one_line(error, "'empty'", "contains no image that can be read")
     counts, census = classes(tmp_path, classes=("b", "a"))
     assert counts == {"a": 1, "b": 1}
     assert left_out(census)["images that are not asked for"] == (1, ("of 1 classes",))
@@ -279,7 +279,7 @@ def test_names_of_any_bytes_stay_on_one_line(tmp_path):
     census.line().encode()
     with pytest.raises(InputError) as error:
         read_image_folder(tmp_path, 4)
-    assert_one_line(error, r"\xff/0.png is no image")
+    assert_one_line(error, r"\xff/0.png is not an image")
 
 
 @pytest.mark.parametrize("shape", [(6, 1), (6,)])

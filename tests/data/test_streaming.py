@@ -118,7 +118,7 @@ def test_images_are_chosen_and_joined_as_arrays_are(source, folder):
             a[key]
     with pytest.raises(IndexError):
         a[len(a)]
-    with pytest.raises(TypeError, match="not read as a whole"):
+    with pytest.raises(TypeError, match="cannot be read as a whole"):
         np.asarray(a)
 
 
@@ -285,7 +285,7 @@ def test_an_image_file_that_is_gone_is_named_when_its_batch_is_due(tmp_path):
     with closing(stream_batches(split, order, 0, 8)) as batches:
         for _ in range(5):
             next(batches)
-        with pytest.raises(InputError, match=rf"{gone:02}\.png is no image that can be") as error:
+        with pytest.raises(InputError, match=rf"{gone:02}\.png is not an image that can") as error:
             next(batches)
     assert type(error.value) is InputError
     assert "\n" not in str(error.value)

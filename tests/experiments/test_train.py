@@ -78,7 +78,7 @@ DIGITS = "--config=experiments/configs/digits.py"
                 *(DIGITS, "--workdir=x", "--config.data.source=tfds", "--config.data.name=cifar10"),
                 "--config.data.data_dir=docs",
             ],
-            "no prepared cifar10:3.0.2 in docs (there is none); prepare it with: python -m"
+            "no prepared cifar10:3.0.2 in docs (it contains no version); prepare it with: python -m"
             " experiments.prepare --dataset=cifar10 --data_dir=docs",
         ),
     ],

@@ -17,7 +17,7 @@ from jaxtyping import Float, Shaped
 
 from gc_nc.array_types import Array, EmbedFn, check_whole, is_known, with_nan
 from gc_nc.metrics import jacobian_products as products
-from gc_nc.metrics.traced_functions import has_forward_mode
+from gc_nc.metrics.embedding_functions import check_embedding, chunk_length
 
 
 def squared_jacobian_norms(
@@ -35,9 +35,9 @@ def squared_jacobian_norms(
     inside jit the same blocks are chained by a data dependency on the CPU and looped on the device
     elsewhere. Either way the memory in use follows `chunk_size`, not B x K x D.
 
-    A plain `embed_fn` is compiled at every call, because its identity says nothing of the values it
-    closes over. Give a `jax.tree_util.Partial`, whose leaves are traced, to compile once; as under
-    jax.jit, what it reaches through modules and the methods of classes must not change.
+    Outside jit `embed_fn` is traced once a call, which takes milliseconds, and runs as the program
+    of all functions that compute the same: what it closes over may have changed, and only another
+    computation or shape is compiled anew.
 
     `skip_inactive` is for embeddings that end in ReLU, where the row of a unit at 0 is 0: each
     example then walks only its own units that are not 0, so the cost is the largest number of those
@@ -60,16 +60,15 @@ def squared_jacobian_norms(
       ValueError: no examples, `chunk_size` below 1, or `embed_fn` does not return (B, K); with
         `skip_inactive`, the cases that give NaN under jit, or an attempt to differentiate.
     """
-    inputs, embedding_dim = products.check_embedding(embed_fn, inputs)
-    products.chunk_length(inputs.shape[0], chunk_size)
-    input_dim = inputs[0].size
+    embed_fn, inputs = check_embedding(embed_fn, inputs, chunk_size)
+    embedding_dim, input_dim = embed_fn.dim, inputs[0].size
     if input_dim == 0:
         return jnp.zeros(inputs.shape[0], inputs.dtype)
     if getattr(skip_inactive, "dtype", None) == np.bool_ and skip_inactive.ndim == 0:
         skip_inactive = bool(skip_inactive)
     if skip_inactive is not False:
         return _active_norms(embed_fn, inputs, embedding_dim, chunk_size, skip_inactive)
-    if input_dim < embedding_dim and has_forward_mode(embed_fn, inputs):
+    if input_dim < embedding_dim and embed_fn.has_forward_mode():
         squares_fn, num_rows = _column_squares, input_dim
     else:
         squares_fn, num_rows = _row_squares, embedding_dim
@@ -170,7 +169,7 @@ def _refuse(primals, tangents):
 
 def _active_norms(embed_fn, inputs, embedding_dim, chunk_size, limit):
     """Norms from the rows of active units alone."""
-    chunk = products.chunk_length(inputs.shape[0], chunk_size)
+    chunk = chunk_length(inputs.shape[0], chunk_size)
 
     def over_chunks(block):
         return products.sum_over_blocks(embed_fn, inputs, None, block, chunk)
@@ -201,7 +200,7 @@ def _active_norms(embed_fn, inputs, embedding_dim, chunk_size, limit):
             f"skip_inactive={limit}, but an example has {int(jnp.max(counts))} active units; pass"
             " that or more"
         )
-    if inputs[0].size <= np.max(walked) and has_forward_mode(embed_fn, inputs):
+    if inputs[0].size <= np.max(walked) and embed_fn.has_forward_mode():
         norms = products.sum_over_rows(
             embed_fn, inputs, None, _column_squares, inputs[0].size, chunk_size=chunk_size
         )

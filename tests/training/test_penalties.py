@@ -14,7 +14,7 @@ import pytest
 from gc_nc import metrics
 from gc_nc.data.datasets import ImageSplit
 from gc_nc.data.device_batches import Augmentation, Normalization, normalize
-from gc_nc.models import MLP, VGG, Embedder, layers
+from gc_nc.models import MLP, VGG, embed_fn, layers
 from gc_nc.runs.configuration import default_config
 from gc_nc.training.penalties import (
     MAX_EXACT_DIM,
@@ -184,11 +184,10 @@ def test_the_loss_and_its_gradient_are_those_of_the_plain_step(model):
         part = images[: int(np.ceil(8 * fraction))]
 
         def term(params, part=part, penalty=penalty):
-            embed = Embedder(model)
+            embed = embed_fn(model, {"params": params, "batch_stats": state.batch_stats})
 
             def network(x):
-                variables = {"params": params, "batch_stats": state.batch_stats}
-                return embed(variables, x), None
+                return embed(x), None
 
             key = jax.random.fold_in(KEY, 0)
             return 0.25 * geometric_complexity_with_outputs(network, part, key)[0]

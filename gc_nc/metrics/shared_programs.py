@@ -35,7 +35,7 @@ class SharedFunction:
         if not outside_transformations():
             return self._jitted(static)(*arguments)
         program, constants, structure = self._traced(arguments, static)
-        results = _compiled(program)(constants, jax.tree.leaves(arguments))
+        results = compiled(program)(constants, jax.tree.leaves(arguments))
         return jax.tree.unflatten(structure, results)
 
     def program(self, *arguments, **static) -> Program | None:
@@ -59,7 +59,9 @@ class SharedFunction:
 
 
 @functools.lru_cache(maxsize=_MOST_PROGRAMS)
-def _compiled(program: Program) -> Callable:
+def compiled(program: Program) -> Callable:
+    """(constants, flat arguments) -> flat results; the same for equal programs."""
+
     def run(constants, arguments):
         return jaxpr_as_fun(ClosedJaxpr(program.jaxpr, constants))(*arguments)
 

@@ -16,7 +16,7 @@ from flax import nnx
 
 from gc_nc import metrics
 from gc_nc.metrics import geometric_complexity
-from gc_nc.metrics.shared_programs import _MOST_PROGRAMS, SharedFunction, _compiled
+from gc_nc.metrics.shared_programs import _MOST_PROGRAMS, SharedFunction, compiled
 from tests.rounding import assert_same_numbers
 
 Partial = jax.tree_util.Partial
@@ -320,7 +320,7 @@ def test_settings_are_another_program():
 
 
 def test_programs_are_bounded_and_hold_no_weights():
-    assert _compiled.cache_info().maxsize == _MOST_PROGRAMS
+    assert compiled.cache_info().maxsize == _MOST_PROGRAMS
     weights = jnp.asarray(W) + 1
     held = weakref.ref(weights)
     geometric_complexity(lambda x: jax.nn.relu(x @ weights), X)

@@ -45,6 +45,7 @@ from gc_nc.metrics.jacobian_estimators import (
 from gc_nc.metrics.jacobians import geometric_complexity, squared_jacobian_norms
 from gc_nc.metrics.mixing_check import ImpureEmbeddingWarning, examples_may_mix
 from gc_nc.metrics.nearest_means import nc4, nearest_class_mean
+from gc_nc.metrics.penalty import PENALTY_METHODS, geometric_complexity_with_outputs
 from gc_nc.metrics.planned_estimate import PlannedEstimate, geometric_complexity_to_error
 from gc_nc.metrics.population_collapse import population_cdnv_matrix, population_neural_collapse
 from gc_nc.metrics.spectral_norms import squared_jacobian_spectral_norms
@@ -53,6 +54,7 @@ __all__ = [
     "ESTIMATION_METHODS",
     "GNC2",
     "NC2",
+    "PENALTY_METHODS",
     "ClassStatistics",
     "ConfidenceInterval",
     "EmbeddingRank",
@@ -72,6 +74,7 @@ __all__ = [
     "geometric_complexity",
     "geometric_complexity_interval",
     "geometric_complexity_to_error",
+    "geometric_complexity_with_outputs",
     "gnc2",
     "gnc3",
     "hessian_top_eigenvalue",

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from gc_nc import metrics, transfer
-from gc_nc.training.penalties import geometric_complexity_with_outputs
 
 KEY, X = jax.random.key(0), np.linspace(0, 1, 12, dtype=np.float32).reshape(4, 3)
 Z, LABELS = np.array([[0.0, 0], [2, 0], [10, 0], [12, 0]]), np.array([0, 0, 1, 1])
@@ -80,7 +79,9 @@ def of_whole_number(name):
         "num_probes": (
             lambda n: estimate(num_probes=n),
             lambda n: metrics.hessian_trace(loss, PARAMS, KEY, num_probes=n),
-            lambda n: geometric_complexity_with_outputs(lambda x: (x, ()), X, KEY, num_probes=n),
+            lambda n: metrics.geometric_complexity_with_outputs(
+                lambda x: (x, ()), X, KEY, num_probes=n
+            ),
         ),
         "chunk_size": (
             lambda n: metrics.squared_jacobian_norms(EMBED, X, chunk_size=n),

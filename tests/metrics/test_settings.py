@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from gc_nc import metrics, transfer
-from gc_nc.training.penalties import geometric_complexity_with_outputs
 from tests.metrics.metric_table import METRICS, arguments
 from tests.rounding import NUM_TERMS, assert_same_numbers
 
@@ -90,7 +89,7 @@ OTHERS = {
         relative_error=0.3,
         num_pilot=64,
     ),
-    "geometric_complexity_with_outputs": lambda inputs: geometric_complexity_with_outputs(
+    "geometric_complexity_with_outputs": lambda inputs: metrics.geometric_complexity_with_outputs(
         lambda x: (jnp.tanh(x), ()), inputs.astype(np.float32), jax.random.key(0), num_probes=2
     ),
 }

@@ -364,6 +364,23 @@ def test_it_differentiates_by_what_it_closes_over():
     assert_same_numbers(jax.vmap(of)(jnp.array([1.0, 3])), np.array([2.0, 18]))
 
 
+def test_a_program_is_not_shared_where_it_is_differentiated_once_more():
+    """Two functions whose first derivatives are the same program, and whose second are not."""
+
+    def embed(slope):
+        inner = rule(slope, "jvp")
+        function = jax.custom_jvp(lambda x: x**2 / 2)
+        function.defjvp(
+            lambda primals, tangents: (primals[0] ** 2 / 2, inner(primals[0]) * tangents[0])
+        )
+        return function
+
+    for slope in (1.0, 3.0):
+        assert geometric_complexity(embed(slope), X) == 2
+        gradient = jax.grad(lambda x, f=embed(slope): geometric_complexity(f, x))(X)
+        assert_same_numbers(gradient, 2 * slope * X / 3)
+
+
 def test_settings_are_another_program():
     def embed(x):
         return x @ W

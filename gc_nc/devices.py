@@ -5,9 +5,8 @@ One program describes the computation for the whole batch and XLA divides it, so
 statistics, gradients and metrics are those of the whole batch, whatever the number of devices.
 """
 
-import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from gc_nc.array_types import EmbedFn
 from gc_nc.errors import InputError
 
 
@@ -120,25 +120,11 @@ class Placement:
             return tree
         return jax.lax.with_sharding_constraint(tree, self.replicated)
 
-    def divide_embedding(self, embed_fn: jax.tree_util.Partial) -> jax.tree_util.Partial:
-        """`embed_fn` of gc_nc.models with its inputs divided among the devices."""
+    def divide_embedding(self, embed_fn: EmbedFn) -> EmbedFn:
+        """`embed_fn` with its inputs divided among the devices."""
         if self.num_devices == 1:
             return embed_fn
-        ids = tuple(device.id for device in self._devices)
-        return jax.tree_util.Partial(_DividedEmbedder(embed_fn.func, ids), *embed_fn.args)
-
-
-@dataclasses.dataclass(frozen=True)
-class _DividedEmbedder:
-    """Equal by value, so that the metrics compile it once; it holds ids because they compare."""
-
-    embedder: Callable
-    device_ids: tuple[int, ...]
-
-    def __call__(self, variables, images):
-        by_id = {device.id: device for device in jax.devices()}
-        placement = Placement([by_id[number] for number in self.device_ids])
-        return self.embedder(variables, placement.constrain_batch(images))
+        return lambda images: embed_fn(self.constrain_batch(images))
 
 
 def is_main_process() -> bool:

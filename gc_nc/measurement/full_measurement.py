@@ -1,12 +1,10 @@
 """Every metric of a trained network over a whole split, including those not logged in training."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -234,9 +232,9 @@ def _measure_split(
     if plan.flatness_examples:
         # A prefix of the same random order, so the smaller subset is part of the larger one.
         flat_subset = gc_subset(seed, num_examples, plan.flatness_examples)
-        loss_fn = jax.tree_util.Partial(
-            _MeanLoss(network.run.model),
-            {name: value for name, value in variables.items() if name != "params"},
+        loss_fn = _mean_loss(
+            network.run.model,
+            variables,
             network.inputs(split, flat_subset),
             jnp.asarray(split.labels[flat_subset]),
         )
@@ -321,16 +319,14 @@ def _bounds(measurement: SplitMeasurement, constant: float) -> dict[str, float]:
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class _MeanLoss:
-    """Mean cross-entropy with running statistics; equal models are equal, so it compiles once."""
+def _mean_loss(model, variables, inputs, labels):
+    """Of the parameters: the mean cross-entropy with running statistics."""
 
-    model: nn.Module
-
-    def __call__(self, statistics, inputs, labels, params):
-        variables = {**statistics, "params": params}
-        logits, _ = self.model.apply(variables, inputs, train=False)
+    def loss(params):
+        logits, _ = model.apply({**variables, "params": params}, inputs, train=False)
         return jnp.mean(cross_entropy(logits, labels))
+
+    return loss
 
 
 def _gradient(loss_fn, params, key):

@@ -1,6 +1,5 @@
 """Transfer of a trained run to unseen classes: source metrics, target NC, few-shot accuracy."""
 
-import dataclasses
 import functools
 import math
 import warnings
@@ -8,7 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -356,20 +354,13 @@ def _head(name: str, regularization: float | None):
     return partial(HEADS[name], regularization=regularization)
 
 
-@dataclasses.dataclass(frozen=True)
-class _TunedEmbedding:
-    """Maps (running statistics, params, images) to the embedding; equal for equal models."""
-
-    model: nn.Module
-
-    def __call__(self, statistics, params, images):
-        return self.model.apply({**statistics, "params": params}, images, train=False)[1]
-
-
 def _fine_tuned_accuracies(run, variables, images, protocol, task, report) -> np.ndarray:
     params = variables["params"]
     statistics = {name: value for name, value in variables.items() if name != "params"}
-    embed = jax.tree_util.Partial(_TunedEmbedding(run.model), statistics)
+
+    def embed(params, images):
+        return run.model.apply({**statistics, "params": params}, images, train=False)[1]
+
     ways = np.repeat(np.arange(task.num_ways), protocol.num_queries)
     accuracies, undecided = [], 0
     for support, query in zip(task.episodes.support, task.episodes.query, strict=True):

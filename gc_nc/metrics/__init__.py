@@ -45,14 +45,17 @@ from gc_nc.metrics.jacobian_estimators import (
 from gc_nc.metrics.jacobians import geometric_complexity, squared_jacobian_norms
 from gc_nc.metrics.mixing_check import ImpureEmbeddingWarning, examples_may_mix
 from gc_nc.metrics.nearest_means import nc4, nearest_class_mean
+from gc_nc.metrics.penalty import PENALTY_METHODS, geometric_complexity_with_outputs
 from gc_nc.metrics.planned_estimate import PlannedEstimate, geometric_complexity_to_error
 from gc_nc.metrics.population_collapse import population_cdnv_matrix, population_neural_collapse
 from gc_nc.metrics.spectral_norms import squared_jacobian_spectral_norms
+from gc_nc.metrics.statistics_of_arrays import class_statistics_of, neural_collapse_of
 
 __all__ = [
     "ESTIMATION_METHODS",
     "GNC2",
     "NC2",
+    "PENALTY_METHODS",
     "ClassStatistics",
     "ConfidenceInterval",
     "EmbeddingRank",
@@ -62,6 +65,7 @@ __all__ = [
     "PlannedEstimate",
     "cdnv_matrix",
     "class_geometric_complexity",
+    "class_statistics_of",
     "directional_cdnv",
     "directional_error_bound",
     "embedding_rank",
@@ -72,6 +76,7 @@ __all__ = [
     "geometric_complexity",
     "geometric_complexity_interval",
     "geometric_complexity_to_error",
+    "geometric_complexity_with_outputs",
     "gnc2",
     "gnc3",
     "hessian_top_eigenvalue",
@@ -88,6 +93,7 @@ __all__ = [
     "nearest_mean_error_bound",
     "neural_collapse",
     "neural_collapse_bound",
+    "neural_collapse_of",
     "poincare_constant",
     "population_cdnv_matrix",
     "population_neural_collapse",

@@ -5,10 +5,8 @@ float32 whatever the parameters are held in. Leaves are taken together as one ve
 has as many rows as there are parameters. Its products H v are a linearised gradient; H is never
 formed. Run on one batch these are about that batch's loss: say which, and switch dropout off.
 
-A `jax.tree_util.Partial` is compiled once for all values of its leaves, if all else that its
-function holds compares by value. Any other `loss_fn` is compiled anew by each call, because its
-identity says nothing of the values it closes over; inside the caller's own jit it is part of that
-program.
+Each call traces `loss_fn` anew, which takes milliseconds, and runs the program of all losses that
+compute the same, whatever they close over; inside the caller's own jit it is part of that program.
 """
 
 from collections.abc import Callable
@@ -28,11 +26,11 @@ from gc_nc.array_types import (
     nan_where,
     replicated,
 )
-from gc_nc.compilation import jit_for_device
 from gc_nc.metrics.argument_checks import as_key, check_function, check_leaves
-from gc_nc.metrics.functions_by_value import comparable
 from gc_nc.metrics.jacobian_estimators import Estimate, signs
-from gc_nc.metrics.jacobian_products import staged, varying_like, weighted_mean
+from gc_nc.metrics.jacobian_products import varying_like, weighted_mean
+from gc_nc.metrics.shared_programs import SharedFunction
+from gc_nc.metrics.traced_functions import staged
 
 LossFn = Callable[[Any], jax.Array]
 
@@ -253,10 +251,7 @@ def _compile(loss_fn: LossFn, params: Any) -> Callable:
     if shape != () or not jnp.issubdtype(dtype, jnp.floating):
         described = "a " + type(output).__name__ if dtype is None else f"{dtype}{list(shape)}"
         raise ValueError(f"loss_fn returns {described}; one real scalar of shape () is needed")
-    shared = comparable(loss_fn)
-    if shared is not None:
-        return partial(_evaluate_compiled, shared)
-    return jit_for_device(partial(_evaluate, loss_fn), any_function=True, static_argnames="measure")
+    return SharedFunction(partial(_evaluate, loss_fn))
 
 
 def _cast_up(params):
@@ -271,9 +266,6 @@ def _evaluate(loss_fn, params, *arguments, measure):
 
     with jax.default_matmul_precision("highest"):
         return measure(loss, theta, *arguments)
-
-
-_evaluate_compiled = jit_for_device(_evaluate, any_function=True, static_argnames="measure")
 
 
 @jax.jit

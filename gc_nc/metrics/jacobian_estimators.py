@@ -16,8 +16,7 @@ from jaxtyping import Float, Shaped
 from gc_nc.array_types import Array, EmbedFn, check_whole
 from gc_nc.metrics import jacobian_products as products
 from gc_nc.metrics.argument_checks import as_key, check_choice
-from gc_nc.metrics.functions_by_value import comparable
-from gc_nc.metrics.traced_functions import has_forward_mode
+from gc_nc.metrics.embedding_functions import check_embedding, chunk_length
 
 
 class Estimate(NamedTuple):
@@ -56,29 +55,24 @@ def estimate_squared_jacobian_norms(
         or_else = "; nor a function (key, embedding) -> cotangent"
         check_choice(method, ESTIMATION_METHODS, "method", or_else)
     num_probes, key = check_whole(num_probes, 1, "num_probes"), as_key(key)
-    inputs, embedding_dim = products.check_embedding(embed_fn, inputs)
-    input_dim = inputs[0].size
+    embed_fn, inputs = check_embedding(embed_fn, inputs, chunk_size)
+    embedding_dim, input_dim = embed_fn.dim, inputs[0].size
     # A key an example: padding the batch does not change what the others draw.
     examples = jnp.arange(inputs.shape[0], dtype=jnp.int32)
     example_keys = jax.vmap(partial(jax.random.fold_in, key))(examples)
     if callable(method):
-        # A sampler that cannot be compared by value must not share a program.
-        shared = comparable(jax.tree_util.Partial(method))
-        sampler, embed = (
-            (method, lambda x: embed_fn(x)) if shared is None else (shared.func, embed_fn)
-        )
         sums = products.sum_over_rows(
-            embed, inputs, example_keys, _GivenSquares(sampler), num_probes, chunk_size=chunk_size
+            embed_fn, inputs, example_keys, _GivenSquares(method), num_probes, chunk_size=chunk_size
         )
         return sums / num_probes
     forward = method.startswith("input") or (method == "deflated" and num_probes > 2)
-    if forward and not has_forward_mode(embed_fn, inputs):
+    if forward and not embed_fn.has_forward_mode():
         raise ValueError(
             f"method={method!r} needs Jacobian-vector products, but a part of this embed_fn has"
             " jax.custom_vjp, which gives none; take method='output_probes'"
         )
     if method == "deflated":
-        chunk = products.chunk_length(inputs.shape[0], chunk_size)
+        chunk = chunk_length(inputs.shape[0], chunk_size)
         chunk = max(1, min(chunk, products.PRODUCTS_PER_BLOCK // num_probes))
         return products.sum_over_blocks(
             embed_fn, inputs, example_keys, _DeflatedBlock(num_probes), chunk
@@ -202,9 +196,10 @@ def _output_probe_squares(embed_fn, inputs, example_keys, rows):
 
 @dataclasses.dataclass(frozen=True)
 class _GivenSquares:
-    """Of cotangents that the caller draws."""
+    """Of cotangents that the caller draws, by a function that may close over what changes."""
 
     sampler: Callable
+    traced_anew = True
 
     def __call__(self, embed_fn, inputs, example_keys, rows):
         def cotangents(embeddings):

@@ -5,6 +5,7 @@ Memory follows the size of a block, not B x K x D.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -15,22 +16,20 @@ import numpy as np
 
 from gc_nc.array_types import (
     Array,
-    EmbedFn,
     as_floating,
     as_weights,
-    check_whole,
     is_known,
     with_nan,
 )
 from gc_nc.compilation import jit_for_device
 from gc_nc.metrics import mixing_check
-from gc_nc.metrics.argument_checks import check_function
-from gc_nc.metrics.functions_by_value import comparable
+from gc_nc.metrics.embedding_functions import Embedding, Replay, chunk_length
+from gc_nc.metrics.shared_programs import MOST_PROGRAMS, SharedFunction
+from gc_nc.metrics.traced_functions import staged
 
 #: Examples times products that one block carries. Large enough for a CPU's matmuls to run at full
 # rate, small enough that its activations fit where those of a training batch do.
 PRODUCTS_PER_BLOCK = 256
-_DEFAULT_CHUNK_SIZE = 32
 # Unrolled blocks a traced caller may get on the CPU before compilation costs more than the
 # slowness of convolutions inside an XLA loop.
 _MAX_UNROLLED_BLOCKS = 64
@@ -39,9 +38,11 @@ _MAX_UNROLLED_BLOCKS = 64
 
 #: (embed_fn, inputs (n, *input), auxiliary of the examples, first row)
 #: -> (n, ...), not negative, and the embeddings (n, K)
-Block = Callable[[EmbedFn, jax.Array, jax.Array | None, jax.Array], tuple[jax.Array, jax.Array]]
+Block = Callable[[Callable, jax.Array, jax.Array | None, jax.Array], tuple[jax.Array, jax.Array]]
 #: (embed_fn, inputs (n, *input), auxiliary of the examples, rows (R,)) -> (R, n), (n, K)
-SquaresFn = Callable[[EmbedFn, jax.Array, jax.Array | None, jax.Array], tuple[jax.Array, jax.Array]]
+SquaresFn = Callable[
+    [Callable, jax.Array, jax.Array | None, jax.Array], tuple[jax.Array, jax.Array]
+]
 
 
 def pull_back_squares(embed_fn, inputs, cotangents_fn) -> tuple[jax.Array, jax.Array]:
@@ -54,7 +55,11 @@ def pull_back(embed_fn, inputs, cotangents_fn) -> tuple[jax.Array, jax.Array]:
     """(R, n, *input): c^T J(x)."""
     embeddings, vjp_fn = jax.vjp(embed_fn, inputs)
     cotangents = varying_like(cotangents_fn(embeddings).astype(embeddings.dtype), embeddings)
-    (products,) = jax.vmap(vjp_fn)(cotangents)
+    if len(cotangents) == 1:
+        # Without vmap, whose trace takes half as long again.
+        products = vjp_fn(cotangents[0])[0][None]
+    else:
+        (products,) = jax.vmap(vjp_fn)(cotangents)
     return _where_finite(embeddings, products), embeddings
 
 
@@ -100,19 +105,8 @@ class RowBlock:
         return jnp.sum(squares, axis=0), embeddings
 
 
-def chunk_length(num_examples: int, chunk_size: int | None) -> int:
-    """Examples in a chunk: equal ones, which waste least on the remainder.
-
-    Raises:
-      ValueError: `chunk_size` below 1 or not whole.
-    """
-    if chunk_size is not None:
-        chunk_size = check_whole(chunk_size, 1, "chunk_size")
-    return math.ceil(num_examples / math.ceil(num_examples / (chunk_size or _DEFAULT_CHUNK_SIZE)))
-
-
 def sum_over_rows(
-    embed_fn: EmbedFn,
+    embed_fn: Embedding,
     inputs: jax.Array,
     auxiliary: Array | None,
     squares_fn: SquaresFn,
@@ -124,7 +118,7 @@ def sum_over_rows(
     """(B,): the squares of `squares_fn`, summed over rows.
 
     Args:
-      embed_fn: as everywhere.
+      embed_fn: as `check_embedding` gives it.
       inputs: (B, *input), floating.
       auxiliary: (B, ...) what `squares_fn` needs of each example.
       squares_fn: a module-level function, which its identity describes.
@@ -141,7 +135,7 @@ def sum_over_rows(
 
 
 def sum_over_blocks(
-    embed_fn: EmbedFn,
+    embed_fn: Embedding,
     inputs: jax.Array,
     auxiliary: Array | None,
     block: Block,
@@ -198,7 +192,7 @@ def embeddings_of(embed_fn, inputs, auxiliary, first_row):
 
 def _evaluate_block(embed_fn, inputs, auxiliary, first_row, *, block):
     def embed(x):
-        return _embed(embed_fn, x).astype(jnp.float32)
+        return embed_fn(x).astype(jnp.float32)
 
     # TF32 and bfloat16 passes would ruin the norm; this governs what embed_fn itself left open.
     with jax.default_matmul_precision("highest"):
@@ -212,23 +206,24 @@ def varying_like(array, like) -> jax.Array:
     return array + jnp.zeros_like(like, shape=(), dtype=array.dtype)
 
 
-_evaluate_compiled = jit_for_device(_evaluate_block, any_function=True, static_argnames="block")
-
-
-def compile_block(embed_fn: EmbedFn) -> Callable:
-    """A compiled block, shared between calls only where a shared one cannot be stale.
+def compile_block(embed_fn: Embedding) -> Callable:
+    """A compiled block, which functions that compute the same share.
 
     At its first call with concrete arrays it looks whether examples mix, and warns.
     """
-    shared = comparable(embed_fn)
-    if shared is not None:
-        evaluate = partial(_evaluate_compiled, shared)
-        check = mixing_check.MixingCheck(embed_fn, mixing_check.program_of(shared))
-    else:
-        evaluate = jit_for_device(
-            partial(_evaluate_block, embed_fn), any_function=True, static_argnames="block"
-        )
-        check = mixing_check.MixingCheck(embed_fn)
+    alone = SharedFunction(partial(_evaluate_block, embed_fn))
+    replays = {}
+
+    def evaluate(inputs, auxiliary, first_row, *, block):
+        shape = jax.typeof(inputs)
+        if shape not in replays:
+            replays[shape] = embed_fn.replay(inputs)
+        if replays[shape] is None or _is_traced_anew(block):
+            return alone(inputs, auxiliary, first_row, block=block)
+        replay, constants = replays[shape]
+        return compiled_blocks(replay)(constants, inputs, auxiliary, first_row, block=block)
+
+    check = mixing_check.MixingCheck(embed_fn.function, embed_fn.program)
 
     def compiled(inputs, auxiliary, first_row, *, block):
         values, embeddings = evaluate(inputs, auxiliary, first_row, block=block)
@@ -236,6 +231,22 @@ def compile_block(embed_fn: EmbedFn) -> Callable:
         return values
 
     return compiled
+
+
+def _is_traced_anew(block: Block) -> bool:
+    """Whether it holds a function of the user's, of which its identity says nothing."""
+    return getattr(getattr(block, "squares_fn", None), "traced_anew", False)
+
+
+@functools.lru_cache(maxsize=MOST_PROGRAMS)
+def compiled_blocks(replay: Replay) -> Callable:
+    """The compiled blocks of all embeddings that compute the same; blocks differentiate once."""
+
+    def run(constants, inputs, auxiliary, first_row, *, block):
+        embed = partial(replay, constants)
+        return _evaluate_block(embed, inputs, auxiliary, first_row, block=block)
+
+    return jit_for_device(run, any_function=True, static_argnames="block")
 
 
 def _chained_blocks(block, take, padded, first_rows):
@@ -270,56 +281,6 @@ def _looped_blocks(block, take, padded, first_rows):
         return jax.lax.scan(add_block, jnp.zeros_like(like), first_rows)[0]
 
     return jax.lax.map(chunk_sums, jnp.asarray(padded, jnp.int32))
-
-
-def staged() -> bool:
-    """Whether we are inside jit, where a host loop would unroll into one program."""
-    return isinstance(jnp.zeros(()), jax.core.Tracer)
-
-
-def _embed(embed_fn, inputs):
-    try:
-        return embed_fn(inputs)
-    except (TypeError, ValueError, AssertionError) as error:
-        cause = next(iter(str(error).splitlines()), "")
-        raise ValueError(
-            f"embed_fn fails for {inputs.shape[0]} examples of shape {inputs.shape[1:]}"
-            f" ({type(error).__name__}: {cause}); it must take any number of examples, or else"
-            " chunk_size must be the number that it takes"
-        ) from error
-
-
-def check_embedding(embed_fn: EmbedFn, inputs: Array) -> tuple[jax.Array, int]:
-    """Returns the inputs in a differentiable dtype, and K.
-
-    Raises:
-      ValueError: no examples, or `embed_fn` does not return real (B, K).
-    """
-    check_function(embed_fn, "embed_fn", "(B, *input) -> (B, K)")
-    inputs = as_floating(inputs, "inputs")
-    if inputs.ndim == 0 or inputs.shape[0] == 0:
-        raise ValueError(f"inputs of shape {inputs.shape} hold no example; at least 1 is needed")
-    # Inside jit nothing is gained, and leaves that are Python numbers may stay such.
-    shared = None if staged() else comparable(embed_fn)
-    if shared is not None:
-        output = jax.eval_shape(_embed, shared, inputs)
-    else:
-        # A new function each time: eval_shape would remember the shape of an old state.
-        output = jax.eval_shape(lambda x: _embed(embed_fn, x), inputs)
-    shape = getattr(output, "shape", None)
-    if shape is None:
-        raise ValueError(
-            f"embed_fn returned a {type(output).__name__}, not one array (B, K); return the"
-            " embedding alone, as in: lambda x: model.apply(variables, x)[1]"
-        )
-    if len(shape) != 2 or shape[0] != inputs.shape[0] or shape[1] == 0:
-        raise ValueError(
-            f"embed_fn returned shape {shape} for {inputs.shape[0]} examples; (B, K) ="
-            f" ({inputs.shape[0]}, K) is needed, so flatten each example's features"
-        )
-    if not jnp.issubdtype(output.dtype, jnp.floating):
-        raise ValueError(f"embed_fn returned {output.dtype}; real floating point is needed")
-    return inputs, shape[1]
 
 
 def mask_inputs(inputs: Array, weights: Array | None) -> tuple[jax.Array, jax.Array | None]:

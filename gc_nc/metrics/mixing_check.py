@@ -12,7 +12,6 @@ import functools
 import sys
 import warnings
 from collections.abc import Callable, Hashable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,15 +69,18 @@ def is_switched_off() -> bool:
 
 
 class MixingCheck:
-    """Looks at a function once for each shape of its inputs, and warns once of a bad one."""
+    """Looks at a program once for each shape of its inputs, and warns once a check of a bad one."""
 
-    def __init__(self, trace_fn: Callable, program: Hashable = None):
+    def __init__(
+        self, trace_fn: Callable, program_of: Callable[[jax.Array], Hashable] = lambda inputs: None
+    ):
         """For a function that JAX can trace, inputs (n, *input) -> (n, K).
 
-        Functions of one `program` share what was found, and each warns; None shares it with none.
+        Functions of one `program_of(inputs)` share what was found; None shares it with none. That
+        random numbers are drawn is the function's own, so it is not shared.
         """
-        self._trace_fn, self._warned = trace_fn, False
-        self._findings = {} if program is None else _findings_of(program)
+        self._trace_fn, self._program_of = trace_fn, program_of
+        self._findings, self._warned = {}, False
 
     def __call__(
         self, run: Callable[[jax.Array], jax.Array], inputs: jax.Array, embeddings: jax.Array
@@ -94,11 +96,21 @@ class MixingCheck:
             return
         shape = inputs.shape
         if shape not in self._findings:
-            self._findings[shape] = self._look(run, inputs, np.asarray(embeddings))
+            self._findings[shape] = self._finding(run, inputs, embeddings)
         message = self._findings[shape]
         if message and not self._warned:
             self._warned = True
             warnings.warn(message, ImpureEmbeddingWarning, stacklevel=_outside_of_the_library())
+
+    def _finding(self, run, inputs, embeddings):
+        program = self._program_of(inputs)
+        found = [] if program is None else _findings_of(program)
+        if not found:
+            message = self._look(run, inputs, np.asarray(embeddings))
+            if message == _RANDOM:
+                return message
+            found.append(message)
+        return found[0]
 
     def _look(self, run, inputs, embeddings):
         shape = jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)
@@ -184,17 +196,9 @@ def _with_others(inputs: np.ndarray, replaced: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=1024)
-def _findings_of(program: Hashable) -> dict[tuple, str | None]:
-    """Kept as long as programs are, for functions that compare by value."""
-    return {}
-
-
-def program_of(function: Any) -> Hashable:
-    """What tells a Partial's program from others: the function, its leaves' shapes and dtypes."""
-    leaves, structure = jax.tree.flatten(function)
-    # Keys have a dtype, Python's numbers have none.
-    kinds = (getattr(leaf, "dtype", type(leaf)) for leaf in leaves)
-    return structure, tuple(zip(map(jnp.shape, leaves), kinds, strict=True))
+def _findings_of(program: Hashable) -> list[str | None]:
+    """What was found, once somebody has looked."""
+    return []
 
 
 def _outside_of_the_library() -> int:

@@ -23,6 +23,7 @@ from gc_nc.array_types import Array, EmbedFn, as_numbers, check_whole
 from gc_nc.metrics import jacobian_products as products
 from gc_nc.metrics.argument_checks import as_key, as_labels, as_number
 from gc_nc.metrics.drawn_sample import CHUNK, DrawnSample
+from gc_nc.metrics.embedding_functions import check_embedding
 from gc_nc.metrics.regression_estimate import (
     Covariates,
     RegressionEstimate,
@@ -97,8 +98,7 @@ def geometric_complexity_to_error(
     mean +- 1.96 set_sem covers 94%; at 0.5 and 0.02: bias 0.0%, cover 98%.
 
     Args:
-      embed_fn: pure function (B, *input) -> (B, K) in which examples do not mix; a
-        `jax.tree_util.Partial` spares recompilation.
+      embed_fn: pure function (B, *input) -> (B, K) in which examples do not mix.
       inputs: (N, *input) in model-input units; a NumPy array stays on the host and is read once
         for its pixel statistics.
       key: a JAX random key.
@@ -134,13 +134,11 @@ def geometric_complexity_to_error(
             " estimate_geometric_complexity under jit, vmap and grad"
         )
     inputs, key = as_numbers(inputs, "inputs"), as_key(key)
-    example, embedding_dim = products.check_embedding(
-        embed_fn, inputs[:1] if inputs.ndim else inputs
-    )
+    embed_fn, example = check_embedding(embed_fn, inputs[:CHUNK] if inputs.ndim else inputs)
     num_examples = inputs.shape[0]
     if labels is not None:
         labels = np.asarray(as_labels(labels, num_examples))
-    full_rank = min(embedding_dim, example[0].size)
+    full_rank = min(embed_fn.dim, example[0].size)
     sample = DrawnSample(embed_fn, inputs, key, full_rank, max_products)
     if num_examples < 64 and sample.affords(num_examples, full_rank):
         return _exact(sample)

@@ -24,7 +24,6 @@ __all__ = [
     "MLP",
     "MODEL_NAMES",
     "VGG",
-    "Embedder",
     "ResNet",
     "build_model",
     "embed_fn",
@@ -70,14 +69,13 @@ def build_model(
 
 
 @dataclasses.dataclass(frozen=True)
-class Embedder:
-    """Maps (variables, images) to the embedding with running statistics; equal for equal models."""
+class _Embedder:
+    """Maps (variables, images) to the embedding; equal for equal models."""
 
     model: nn.Module
-    layer: str = "embedding"
+    layer: str
 
     def __call__(self, variables, images):
-        """Returns (B, K)."""
         if self.layer == "embedding":
             return self.model.apply(variables, images, train=False)[1]
         _, state = self.model.apply(variables, images, train=False, mutable=["intermediates"])
@@ -93,7 +91,8 @@ def layer_names(model: nn.Module) -> tuple[str, ...]:
 def embed_fn(model: nn.Module, variables, layer: str = "embedding") -> jax.tree_util.Partial:
     """The embedding of a trained network as the `embed_fn` of `gc_nc.metrics`.
 
-    The variables are leaves of the Partial, so a program compiled for some serves all others.
+    BatchNorm uses its running statistics, so examples do not mix. The variables are leaves of the
+    Partial: as an argument of a `jax.jit` of yours it is compiled once for all of them.
 
     Args:
       model: a network from `build_model`.
@@ -106,4 +105,4 @@ def embed_fn(model: nn.Module, variables, layer: str = "embedding") -> jax.tree_
     names = layer_names(model)
     if layer not in names:
         raise InputError(f"layer {layer!r} is not one of {', '.join(names)}")
-    return jax.tree_util.Partial(Embedder(model, layer), variables)
+    return jax.tree_util.Partial(_Embedder(model, layer), variables)

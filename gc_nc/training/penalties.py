@@ -1,14 +1,8 @@
-"""Geometric complexity as a term of the training loss, from one forward pass.
-
-GC's gradient in the parameters is a second derivative of the network. Each term here is a function
-of the parameters, to be differentiated in reverse mode through the Jacobian products below.
-"""
+"""What a run's training steps penalise, and how strongly: its configuration, and BatchNorm."""
 
 import dataclasses
 import math
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,84 +11,10 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from gc_nc.array_types import Array, check_whole
+from gc_nc.array_types import Array
 from gc_nc.errors import InputError
-from gc_nc.metrics.argument_checks import as_key, as_number
-from gc_nc.metrics.jacobian_estimators import signs
-
-#: The allowed values of `method`.
-PENALTY_METHODS = ("output_probes", "input_probes", "exact")
-#: The largest number of dimensions for "exact", since each one costs a product and keeps its
-# activations.
-MAX_EXACT_DIM = 64
-
-
-def geometric_complexity_with_outputs(
-    network: Callable[[Array], tuple[Array, Any]],
-    inputs: Float[Array, "B ..."],
-    key: jax.Array,
-    *,
-    method: str = "output_probes",
-    num_probes: int = 1,
-) -> tuple[Float[Array, ""], Any]:
-    """An unbiased estimate of 1/B sum_b |J(x_b)|_F^2 and the other outputs of the same pass.
-
-    J is the Jacobian of the network's first output in its input. With random signs v and u, drawn
-    separately for each example:
-
-    * `output_probes`: mean of |J^T v|^2, one VJP each (arXiv 1908.02729 has the idea for logits).
-      It shares the forward pass: a step with one probe has twice the FLOPs of a plain step.
-    * `input_probes`: mean of |J u|^2, one JVP each.
-    * `exact`: all rows of J, K VJPs; for logits of few classes. `key` and `num_probes` are ignored.
-
-    Args:
-      network: pure function (B, *input) -> ((B, K), other outputs) in which examples do not mix.
-      inputs: (B, *input), floating-point.
-      key: the JAX key of the signs.
-      method: one of PENALTY_METHODS.
-      num_probes: number of products for each example.
-
-    Returns:
-      The estimate, float32, in (output units / input units)^2, and the other outputs.
-
-    Raises:
-      ValueError: an unknown method, `num_probes` below 1, or `exact` with K above MAX_EXACT_DIM.
-    """
-    if method not in PENALTY_METHODS:
-        raise ValueError(f"method={method!r} is not one of: {', '.join(PENALTY_METHODS)}")
-    num_probes, key = check_whole(num_probes, 1, "num_probes"), as_key(key)
-
-    if method == "input_probes":
-        # Drawn flat, since XLA's CPU compiler takes seconds for random numbers of a rank-4 shape.
-        drawn = signs(key, (num_probes, inputs.size)).astype(inputs.dtype)
-        products, others = [], None
-        for tangent in drawn.reshape(num_probes, *inputs.shape):
-            _, product, others = jax.jvp(network, (inputs,), (tangent,), has_aux=True)
-            products.append(product)
-        return _mean_square(products, inputs.shape[0]), others
-
-    outputs, vjp_fn, others = jax.vjp(network, inputs, has_aux=True)
-    if method == "output_probes":
-        drawn = signs(key, (num_probes, *outputs.shape)).astype(outputs.dtype)
-        # Unrolled: there are few probes, and a loop would slow convolutions on the CPU.
-        products = [vjp_fn(cotangent)[0] for cotangent in drawn]
-        return _mean_square(products, inputs.shape[0]), others
-
-    dim = outputs.shape[1]
-    if dim > MAX_EXACT_DIM:
-        raise ValueError(
-            f"method='exact' takes a product for each of {dim} dimensions, at most"
-            f" {MAX_EXACT_DIM}; use output_probes"
-        )
-    rows = jnp.broadcast_to(jnp.eye(dim, dtype=outputs.dtype)[:, None], (dim, *outputs.shape))
-    (products,) = jax.vmap(vjp_fn)(rows)
-    return dim * _mean_square(list(products), inputs.shape[0]), others
-
-
-def _mean_square(products, num_examples):
-    """Squared norms, summed over an example's entries and averaged over examples and products."""
-    total = sum(jnp.sum(product.astype(jnp.float32) ** 2) for product in products)
-    return total / (num_examples * len(products))
+from gc_nc.metrics.argument_checks import as_number
+from gc_nc.metrics.penalty import MAX_EXACT_DIM, geometric_complexity_with_outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +27,7 @@ class GCPenalty:
 
     Attributes:
       of: "embedding" or "logits".
-      method: one of PENALTY_METHODS.
+      method: one of metrics.PENALTY_METHODS.
       num_probes: number of products for each example.
       batch_fraction: the share of the batch, from its start, whose GC is estimated; batches are in
         random order.

@@ -10,12 +10,11 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from gc_nc.array_types import Array, as_floating, as_numbers, as_scalar, check_whole
-from gc_nc.compilation import jit_for_device
 from gc_nc.errors import require_extra
 from gc_nc.metrics.argument_checks import as_number, check_function, check_leaves
-from gc_nc.metrics.functions_by_value import comparable
 from gc_nc.metrics.jacobian_products import power_of_two_near
-from gc_nc.metrics.mixing_check import MixingCheck, program_of
+from gc_nc.metrics.mixing_check import MixingCheck
+from gc_nc.metrics.shared_programs import SharedFunction
 from gc_nc.transfer.closed_form_heads import best_way
 
 
@@ -44,10 +43,9 @@ def fine_tune_predictions(
     meaning for embeddings of any size. Nothing is fitted on queries.
 
     Args:
-      embed_fn: pure (params, inputs (B, *input)) -> (B, K); BatchNorm uses running statistics. A
-        `jax.tree_util.Partial`, whose leaves may be those statistics, is compiled once for all
-        episodes of the same shape. A plain function is compiled at every call, because it may close
-        over something that has changed.
+      embed_fn: pure (params, inputs (B, *input)) -> (B, K); BatchNorm uses running statistics.
+        Traced anew at every call, because it may close over what has changed; episodes of one
+        shape share the compiled programs.
       params: pytree of the parameters to train; it is not changed.
       support_inputs: (W, S, *input), S examples of each way.
       query_inputs: (N, *input).
@@ -83,7 +81,9 @@ def fine_tune_predictions(
             f"support_inputs of shape {shape} and query_inputs of shape {query_inputs.shape};"
             " (W, S, *input) with 2 or more ways and (N, *input) are needed"
         )
-    begin, step, predict = _programs(embed_fn)
+    begin, step, predict = (
+        SharedFunction(partial(function, embed_fn)) for function in (_begin, _step, _predict)
+    )
     head, frame, embeddings = begin(params, support_inputs)
     _warn_if_mixed(embed_fn, begin, params, support_inputs, embeddings)
     trained = params, head
@@ -104,13 +104,12 @@ def _at_most_float32(inputs, name):
 
 
 def _warn_if_mixed(embed_fn, begin, params, support_inputs, embeddings):
-    shared = comparable(embed_fn)
-    program = None if shared is None else program_of((shared, params))
-
     def run(inputs):
         return begin(params, inputs.reshape(support_inputs.shape))[2]
 
-    check = MixingCheck(partial(_embed, embed_fn, params), program)
+    check = MixingCheck(
+        partial(_embed, embed_fn, params), lambda inputs: begin.program(params, support_inputs)
+    )
     check(run, _flat(support_inputs), embeddings)
 
 
@@ -124,16 +123,6 @@ class _Frame(NamedTuple):
 
     origin: Float[Array, "K"]
     unit: Float[Array, ""]
-
-
-def _programs(embed_fn):
-    """begin, step and predict, shared between episodes only if they cannot be stale."""
-    shared = comparable(embed_fn)
-    if shared is not None:
-        return tuple(partial(program, shared) for program in _COMPILED)
-    return tuple(
-        jit_for_device(partial(function, embed_fn), any_function=True) for function in _FUNCTIONS
-    )
 
 
 def _begin(embed_fn, params, support_inputs):
@@ -166,10 +155,6 @@ def _step(embed_fn, trained, state, frame, support_inputs, learning_rate, moment
 
 def _predict(embed_fn, trained, frame, query_inputs):
     return best_way(_logits(embed_fn, trained, frame, query_inputs))
-
-
-_FUNCTIONS = _begin, _step, _predict
-_COMPILED = tuple(jit_for_device(function, any_function=True) for function in _FUNCTIONS)
 
 
 def _optimizer(learning_rate, momentum):

@@ -341,7 +341,15 @@ def test_tf32_is_never_used():
         (lambda: jax.jit(partial(geometric_complexity, linear))(jnp.ones((0, 2))), "no example"),
         (lambda: squared_jacobian_norms(lambda x: x.sum(), jnp.ones((2, 2))), r"\(B, K\)"),
         (lambda: squared_jacobian_norms(lambda x: x[:1], jnp.ones((2, 2))), r"\(2, K\)"),
-        (lambda: squared_jacobian_norms(lambda x: (x, x), jnp.ones((2, 2))), "returned a tuple"),
+        (
+            lambda: squared_jacobian_norms(lambda x: (x[:, 0], x, None), jnp.ones((2, 2))),
+            r"a tuple, not .*; take its element \[1\] of shape \(2, 2\), as in: .*\(x\)\[1\]",
+        ),
+        (
+            lambda: squared_jacobian_norms(lambda x: {"z": x, "y": x[:, :1]}, jnp.ones((2, 2))),
+            r"element \['y'\] of shape \(2, 1\) or \['z'\] of shape \(2, 2\), as in",
+        ),
+        (lambda: squared_jacobian_norms(lambda x: [x.sum()], jnp.ones((2, 2))), "return the embed"),
         (lambda: squared_jacobian_norms(linear, jnp.ones((2, 2)), chunk_size=0), "chunk_size=0"),
         (
             lambda: geometric_complexity(linear, jnp.ones((2, 2)), weights=np.ones(3)),
@@ -372,5 +380,6 @@ def test_tf32_is_never_used():
 )
 def test_bad_input_is_named(call, message):
     # A mismatch of two arguments' lengths is caught by the tests' shape checks before our own.
-    with pytest.raises((ValueError, TypeError), match=message if "shape" not in message else None):
+    message = None if "weights of shape" in message else message
+    with pytest.raises((ValueError, TypeError), match=message):
         call()

@@ -12,6 +12,7 @@ from gc_nc.metrics import (
     planned_estimate,
     regression_estimate,
 )
+from gc_nc.metrics.embedding_functions import check_embedding
 from tests.rounding import assert_same_numbers
 
 CLASSES = 4
@@ -292,9 +293,15 @@ def test_covariates_enter_as_the_sample_grows():
     assert [many.of_first(n).shape[1] for n in (256, 399, 400, 480)] == [9, 9, 40, 48]
 
 
+def _sample(embed, x):
+    """With products for ever, since so many dimensions are never exact."""
+    checked, _ = check_embedding(embed, x[:32])
+    return drawn_sample.DrawnSample(checked, x, jax.random.key(0), 10**6, None)
+
+
 def test_probes_are_unbiased_for_every_example(problem):
     embed, x, _, _ = problem
-    sample = drawn_sample.DrawnSample(embed, x[:64], jax.random.key(0), 10**6, None)
+    sample = _sample(embed, x[:64])
     probes = sample.draw(64, 400)
     exact = exact_norms(embed, x[:64])[sample.order]
     z = (probes.mean(axis=1) - exact) / (probes.std(axis=1, ddof=1) / 20)
@@ -308,7 +315,7 @@ def test_one_probe_is_exact_where_the_jacobian_points_along_the_embedding():
         return jnp.sum(x**2, axis=1)[:, None] * direction[None]
 
     x = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
-    sample = drawn_sample.DrawnSample(embed, x, jax.random.key(0), 10**6, None)
+    sample = _sample(embed, x)
     exact = 4 * np.sum(x[sample.order] ** 2, axis=1) * np.sum(direction**2)
     # rtol: float32 and a basis that is orthonormal to about 1e-6.
     np.testing.assert_allclose(sample.draw(64, 1)[:, 0], exact, rtol=1e-4)

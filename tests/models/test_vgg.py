@@ -40,9 +40,6 @@ def test_metrics_compile_once_for_equal_models(compilations):
     first = embed_fn(MODEL, VARIABLES)
     other = jax.tree.map(lambda leaf: leaf * 1.5, VARIABLES)
     second = embed_fn(VGG(((4,), (6, 6)), num_classes=3), other)
-    assert first.func == second.func
-    assert hash(first.func) == hash(second.func)
-    assert first.func != embed_fn(VGG(((4,),), num_classes=3), VARIABLES).func
     gc_first = geometric_complexity(first, IMAGES)
     before = len(compilations)
     gc_second = geometric_complexity(second, IMAGES)

@@ -1,10 +1,8 @@
-"""The GC penalty against closed forms, finite differences and the plain step."""
+"""The GC penalty of a run against the plain step."""
 
 from functools import partial
 
-import flax.linen as nn
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
@@ -14,15 +12,10 @@ import pytest
 from gc_nc import metrics
 from gc_nc.data.datasets import ImageSplit
 from gc_nc.data.device_batches import Augmentation, Normalization, normalize
-from gc_nc.models import MLP, VGG, Embedder, layers
+from gc_nc.metrics import PENALTY_METHODS, geometric_complexity_with_outputs
+from gc_nc.models import MLP, VGG, embed_fn, layers
 from gc_nc.runs.configuration import default_config
-from gc_nc.training.penalties import (
-    MAX_EXACT_DIM,
-    PENALTY_METHODS,
-    GCPenalty,
-    geometric_complexity_with_outputs,
-    penalty_weight,
-)
+from gc_nc.training.penalties import GCPenalty, penalty_weight
 from gc_nc.training.step import init_state, train_step, train_step_at
 from tests.rounding import assert_same_numbers
 
@@ -67,91 +60,6 @@ def gradient(before, after):
 
 
 @pytest.mark.parametrize(
-    ("method", "num_probes"), [*((method, 1) for method in PENALTY_METHODS), ("output_probes", 3)]
-)
-def test_a_linear_map(method, num_probes):
-    """GC = |W|_F^2; by one product the estimate's mean, over many keys, is that."""
-    w = jax.random.normal(KEY, (3, 5))
-
-    def estimate(w, key):
-        return geometric_complexity_with_outputs(
-            lambda x: (x @ w.T, "other"), x, key, method=method, num_probes=num_probes
-        )
-
-    x = jnp.ones((2, 5))
-    _, other = estimate(w, KEY)
-    assert other == "other"
-    keys = jax.random.split(KEY, 1 if method == "exact" else 4000)
-    mean, slope = jax.vmap(jax.value_and_grad(lambda w, key: estimate(w, key)[0]), (None, 0))(
-        w, keys
-    )
-    for sample, expected in ((mean, jnp.sum(w**2)), (slope, 2 * w)):
-        sem = jnp.std(sample, axis=0) / np.sqrt(len(keys))
-        assert np.all(np.abs(jnp.mean(sample, axis=0) - expected) < 4.5 * sem + 1e-5)
-
-
-@pytest.mark.parametrize("method", ["output_probes", "input_probes"])
-def test_every_example_has_probes_of_its_own(method):
-    w = jax.random.normal(KEY, (20, 30))
-    x = jnp.ones((2, 30))
-    values = [
-        geometric_complexity_with_outputs(lambda x: (x @ w.T, None), rows, KEY, method=method)[0]
-        for rows in (x, x[:1])
-    ]
-    assert values[0] != values[1]
-
-
-@pytest.mark.parametrize("method", PENALTY_METHODS)
-def test_gradient_equals_finite_differences_on_a_smooth_network(method):
-    model = nn.Sequential([nn.Dense(6), nn.tanh, nn.Dense(4), nn.tanh])
-    x = jax.random.normal(KEY, (3, 5))
-    params = model.init(KEY, x)
-    flat, unravel = jax.flatten_util.ravel_pytree(params)
-
-    @jax.jit
-    def penalty(flat):
-        network = partial(model.apply, unravel(flat))
-        return geometric_complexity_with_outputs(
-            lambda x: (network(x), None), x, KEY, method=method
-        )[0]
-
-    direction = jax.random.normal(jax.random.key(1), flat.shape)
-    slope = jnp.vdot(jax.grad(penalty)(flat), direction)
-    h = 1e-2
-    difference = (penalty(flat + h * direction) - penalty(flat - h * direction)) / (2 * h)
-    np.testing.assert_allclose(slope, difference, rtol=2e-2)
-    # Third derivatives leave h^2: a quarter of the step leaves a sixteenth of the error.
-    h /= 4
-    closer = (penalty(flat + h * direction) - penalty(flat - h * direction)) / (2 * h)
-    np.testing.assert_allclose(slope, closer, rtol=2e-3)
-
-
-@pytest.mark.parametrize("method", PENALTY_METHODS)
-def test_j6_second_derivative_through_max_pool_and_relu(method):
-    """maxpool(relu(w x)) on a constant window: GC = w^2 by one winner, dGC/dw = 2 w; 0 where dead.
-
-    Input probes see the winner alone too, since u^2 = 1.
-    """
-
-    def penalty(w, x):
-        def network(x):
-            return layers.max_pool(layers.relu(w * x))[:, 0, 0], None
-
-        return geometric_complexity_with_outputs(network, x, KEY, method=method)[0]
-
-    compiled = jax.jit(jax.value_and_grad(penalty))
-    mapped = jax.jit(jax.vmap(jax.value_and_grad(penalty), (0, None)))
-    for value, alive in ((0.5, 1.0), (0.0, 0.0)):
-        x = jnp.full((1, 2, 2, 1), value)
-        assert_same_numbers(compiled(3.0, x), (9.0 * alive, 6.0 * alive))
-        expected = (np.array([9, 1]) * alive, np.array([6, 2]) * alive)
-        assert_same_numbers(mapped(jnp.array([3.0, 1.0]), x), expected)
-    if method == "output_probes":
-        x = jnp.full((1, 2, 2, 1), 0.5)
-        assert_same_numbers(jax.value_and_grad(penalty)(3.0, x), (9.0, 6.0))
-
-
-@pytest.mark.parametrize(
     ("model", "of"), [(PLAIN, "embedding"), (WITH_NORM, "embedding"), (WITH_NORM, "logits")]
 )
 def test_exact_penalty_is_the_measured_gc(model, of):
@@ -184,11 +92,10 @@ def test_the_loss_and_its_gradient_are_those_of_the_plain_step(model):
         part = images[: int(np.ceil(8 * fraction))]
 
         def term(params, part=part, penalty=penalty):
-            embed = Embedder(model)
+            embed = embed_fn(model, {"params": params, "batch_stats": state.batch_stats})
 
             def network(x):
-                variables = {"params": params, "batch_stats": state.batch_stats}
-                return embed(variables, x), None
+                return embed(x), None
 
             key = jax.random.fold_in(KEY, 0)
             return 0.25 * geometric_complexity_with_outputs(network, part, key)[0]
@@ -278,20 +185,6 @@ def test_no_convolution_inside_a_loop_or_conditional():
         lambda x: jax.lax.map(lambda y: layers.ConvNorm(2).init(KEY, y, train=False), x)
     )(jnp.ones((1, 1, 4, 4, 1)))
     assert True in convolution_places(looped.jaxpr)
-
-
-def test_bad_arguments():
-    def network(x):
-        return jnp.tile(x, (1, MAX_EXACT_DIM)), None
-
-    x = jnp.ones((2, 2))
-    for options, message in (
-        ({"method": "exakt"}, "method='exakt' is not one of: output_probes"),
-        ({"num_probes": 0}, "num_probes=0 must be at least 1"),
-        ({"method": "exact"}, f"of 128 dimensions, at most {MAX_EXACT_DIM}"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            geometric_complexity_with_outputs(network, x, KEY, **options)
 
 
 def test_weight_of_each_step():

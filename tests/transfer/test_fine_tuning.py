@@ -20,7 +20,7 @@ def embed(scale, params, inputs):
 
 def scaled(scale):
     """Programs for one are those for all others."""
-    return jax.tree_util.Partial(embed, np.float32(scale))
+    return jax.tree_util.Partial(embed, jnp.float32(scale))
 
 
 EMBED = scaled(1)

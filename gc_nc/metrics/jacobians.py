@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from gc_nc.array_types import Array, EmbedFn, check_whole, is_known, with_nan
+from gc_nc.array_types import Array, EmbedFn, check_whole, described, is_known, with_nan
 from gc_nc.metrics import jacobian_products as products
 from gc_nc.metrics.embedding_functions import check_embedding, chunk_length
 
@@ -25,7 +25,8 @@ def squared_jacobian_norms(
     inputs: Shaped[Array, "B ..."],
     *,
     chunk_size: int | None = None,
-    skip_inactive: bool | int = False,
+    skip_inactive: bool = False,
+    most_active: int | None = None,
 ) -> Float[Array, "B"]:
     """Exact |J(x_b)|_F^2 of each example, J = d embed_fn / dx.
 
@@ -48,26 +49,27 @@ def squared_jacobian_norms(
       embed_fn: pure function (B, *input) -> (B, K) in which examples do not mix.
       inputs: (B, *input) in model-input units; integers and half precision are cast to float32.
       chunk_size: examples differentiated at a time (default 32); need not divide B.
-      skip_inactive: True counts the active units on the host, which needs concrete arrays; a number
-        is the most units that are walked for any example, and works under jit and vmap too.
+      skip_inactive: whether to; counts the active units on the host, which needs concrete arrays.
+      most_active: the most units that are active in any example, where `skip_inactive` shall not
+        count them; works under jit and vmap too.
 
     Returns:
       (B,) float32, in (embedding units / input units)^2. NaN for an example whose embedding is not
-      finite and, under jit, for one that has more active units than `skip_inactive` allows or a row
-      that does not vanish with its unit.
+      finite and, under jit, for one that has more than `most_active` active units or a row that
+      does not vanish with its unit.
 
     Raises:
       ValueError: no examples, `chunk_size` below 1, or `embed_fn` does not return (B, K); with
-        `skip_inactive`, the cases that give NaN under jit, or an attempt to differentiate.
+        `skip_inactive`, the cases that give NaN under jit, or an attempt to differentiate;
+        `most_active` without it.
     """
+    most_active = _checked_most_active(skip_inactive, most_active)
     embed_fn, inputs = check_embedding(embed_fn, inputs, chunk_size)
     embedding_dim, input_dim = embed_fn.dim, inputs[0].size
     if input_dim == 0:
         return jnp.zeros(inputs.shape[0], inputs.dtype)
-    if getattr(skip_inactive, "dtype", None) == np.bool_ and skip_inactive.ndim == 0:
-        skip_inactive = bool(skip_inactive)
-    if skip_inactive is not False:
-        return _active_norms(embed_fn, inputs, embedding_dim, chunk_size, skip_inactive)
+    if skip_inactive:
+        return _active_norms(embed_fn, inputs, embedding_dim, chunk_size, most_active)
     if input_dim < embedding_dim and embed_fn.has_forward_mode():
         squares_fn, num_rows = _column_squares, input_dim
     else:
@@ -83,7 +85,8 @@ def geometric_complexity(
     *,
     weights: Shaped[Array, "B"] | None = None,
     chunk_size: int | None = None,
-    skip_inactive: bool | int = False,
+    skip_inactive: bool = False,
+    most_active: int | None = None,
 ) -> Float[Array, ""]:
     """Exact geometric complexity sum_b w_b |J(x_b)|_F^2 / sum_b w_b (arXiv 2405.15706, section 3).
 
@@ -94,6 +97,7 @@ def geometric_complexity(
         anything, NaN included.
       chunk_size: examples differentiated at a time, as in `squared_jacobian_norms`.
       skip_inactive: as in `squared_jacobian_norms`.
+      most_active: as there.
 
     Returns:
       Scalar, float32.
@@ -104,9 +108,26 @@ def geometric_complexity(
     """
     inputs, weights = products.mask_inputs(inputs, weights)
     norms = squared_jacobian_norms(
-        embed_fn, inputs, chunk_size=chunk_size, skip_inactive=skip_inactive
+        embed_fn,
+        inputs,
+        chunk_size=chunk_size,
+        skip_inactive=skip_inactive,
+        most_active=most_active,
     )
     return products.weighted_mean(norms, weights)[0]
+
+
+def _checked_most_active(skip_inactive, most_active) -> int | None:
+    if not isinstance(skip_inactive, (bool, np.bool_)):
+        raise ValueError(
+            f"skip_inactive={described(skip_inactive)} must be True or False; the most active units"
+            " of an example are another argument, as in skip_inactive=True, most_active=64"
+        )
+    if most_active is None:
+        return None
+    if not skip_inactive:
+        raise ValueError(f"most_active={described(most_active)} needs skip_inactive=True")
+    return check_whole(most_active, 1, "most_active")
 
 
 def _row_squares(embed_fn, inputs, auxiliary, rows):
@@ -167,7 +188,7 @@ def _refuse(primals, tangents):
     )
 
 
-def _active_norms(embed_fn, inputs, embedding_dim, chunk_size, limit):
+def _active_norms(embed_fn, inputs, embedding_dim, chunk_size, most_active):
     """Norms from the rows of active units alone."""
     chunk = chunk_length(inputs.shape[0], chunk_size)
 
@@ -177,17 +198,16 @@ def _active_norms(embed_fn, inputs, embedding_dim, chunk_size, limit):
     active = over_chunks(_active_units) > 0
     counts = jnp.sum(active, axis=1, dtype=jnp.int32)
     concrete = is_known(counts)
-    if limit is True:
-        if not concrete:
-            raise ValueError(
-                "skip_inactive=True counts active units on the host and needs concrete arrays;"
-                " under jit or vmap pass the most there can be, as in skip_inactive=64, and under"
-                " grad leave it out"
-            )
+    if most_active is not None:
+        walked = min(most_active, embedding_dim)
+    elif concrete:
         walked = np.asarray(counts)
     else:
-        limit = check_whole(limit, 1, "skip_inactive")
-        walked = min(limit, embedding_dim)
+        raise ValueError(
+            "skip_inactive=True counts active units on the host and needs concrete arrays; under"
+            " jit or vmap pass the most there can be too, as in most_active=64, and under grad"
+            " leave it out"
+        )
     wrong = over_chunks(_inactive_squares) != 0
     short = counts > np.int32(np.max(walked))
     if concrete and bool(jnp.any(wrong)):
@@ -197,8 +217,8 @@ def _active_norms(embed_fn, inputs, embedding_dim, chunk_size, limit):
         )
     if concrete and bool(jnp.any(short)):
         raise ValueError(
-            f"skip_inactive={limit}, but an example has {int(jnp.max(counts))} active units; pass"
-            " that or more"
+            f"most_active={most_active}, but an example has {int(jnp.max(counts))} active units;"
+            " pass that or more"
         )
     if inputs[0].size <= np.max(walked) and embed_fn.has_forward_mode():
         norms = products.sum_over_rows(

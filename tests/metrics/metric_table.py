@@ -145,7 +145,7 @@ METRICS = {
     ),
     "squared_jacobian_norms skip_inactive": Metric(
         lambda params, inputs: metrics.squared_jacobian_norms(
-            of(embed_relu, params), inputs, skip_inactive=K
+            of(embed_relu, params), inputs, skip_inactive=True, most_active=K
         )
     ),
     "squared_jacobian_spectral_norms": Metric(
@@ -172,6 +172,13 @@ METRICS = {
     "estimate_geometric_complexity jacobian_entries": estimate("jacobian_entries", 2),
     # A basis of the whole space: the gradient is otherwise that of the value on average only.
     "estimate_geometric_complexity deflated": estimate("deflated", 3 * K),
+    "geometric_complexity_with_outputs": Metric(
+        lambda params, inputs: metrics.geometric_complexity_with_outputs(
+            lambda x: (embed(params, x), x), inputs, KEY
+        )[0],
+        "params inputs",
+        typical=False,
+    ),
     "update_class_statistics": Metric(
         lambda embeddings, labels, weights: observed(statistics(embeddings, labels, weights)),
         "embeddings weights",

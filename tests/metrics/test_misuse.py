@@ -103,7 +103,9 @@ def of_whole_number(name):
         ),
         "num_ways": (lambda n: sample(num_ways=n),),
         "num_steps": (lambda n: tune(num_steps=n),),
-        "skip_inactive": (lambda n: metrics.squared_jacobian_norms(EMBED, X, skip_inactive=n),),
+        "most_active": (
+            lambda n: metrics.geometric_complexity(EMBED, X, skip_inactive=True, most_active=n),
+        ),
         "num_pilot": (lambda n: metrics.geometric_complexity_to_error(EMBED, X, KEY, num_pilot=n),),
         "max_products": (
             lambda n: metrics.geometric_complexity_to_error(EMBED, X, KEY, max_products=n),
@@ -114,7 +116,7 @@ def of_whole_number(name):
 
 WHOLE = (
     *("num_probes", "chunk_size", "num_iterations", "num_classes", "embedding_dim", "num_shots"),
-    *("num_ways", "num_steps", "skip_inactive", "num_pilot", "max_products", "num_queries"),
+    *("num_ways", "num_steps", "most_active", "num_pilot", "max_products", "num_queries"),
 )
 
 
@@ -122,9 +124,7 @@ WHOLE = (
 def test_e10_one_kind_of_line_for_every_whole_number(name):
     for call in of_whole_number(name):
         for value in (2.5, "3", np.array([2]), np.float32(2), True, np.bool_(True), None):
-            if name == "skip_inactive" and isinstance(value, (bool, np.bool_)):
-                continue
-            if value is None and name in ("chunk_size", "num_shots", "max_products"):
+            if value is None and name in ("chunk_size", "num_shots", "most_active", "max_products"):
                 continue
             with pytest.raises(ValueError, match=f"^{name}=.* must be a whole number") as error:
                 call(value)

@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -32,7 +33,11 @@ def test_same_value():
     assert active < 24
     measured = squared_jacobian_norms(embed, x, skip_inactive=True)
     assert_same_numbers(measured, expected)
-    traced = jit(lambda x: squared_jacobian_norms(embed, x, chunk_size=3, skip_inactive=active))(x)
+    traced = jit(
+        lambda x: squared_jacobian_norms(
+            embed, x, chunk_size=3, skip_inactive=True, most_active=active
+        )
+    )(x)
     assert_same_numbers(traced, expected)
     gc = geometric_complexity(embed, x, skip_inactive=True)
     assert_same_numbers(gc, np.mean(expected))
@@ -73,7 +78,11 @@ def test_an_embedding_without_relu_is_refused():
 
     with pytest.raises(ValueError, match="example 0 has units at 0 whose Jacobian rows are not 0"):
         squared_jacobian_norms(squared_distance_to_first, x, skip_inactive=True)
-    traced = jit(lambda x: squared_jacobian_norms(squared_distance_to_first, x, skip_inactive=3))(x)
+    traced = jit(
+        lambda x: squared_jacobian_norms(
+            squared_distance_to_first, x, skip_inactive=True, most_active=3
+        )
+    )(x)
     np.testing.assert_array_equal(np.isnan(traced), [True, False, False, False])
 
 
@@ -82,24 +91,35 @@ def test_too_small_a_limit_is_no_answer():
     counts = np.sum(np.asarray(embed(x)) > 0, axis=1)
     limit = int(np.sort(counts)[5])
     with pytest.raises(ValueError, match=f"an example has {counts.max()} active units"):
-        squared_jacobian_norms(embed, x, skip_inactive=limit)
-    traced = jit(lambda x: squared_jacobian_norms(embed, x, skip_inactive=limit))(x)
+        squared_jacobian_norms(embed, x, skip_inactive=True, most_active=limit)
+    traced = jit(lambda x: squared_jacobian_norms(embed, x, skip_inactive=True, most_active=limit))(
+        x
+    )
     np.testing.assert_array_equal(np.isnan(traced), counts > limit)
 
 
-@pytest.mark.parametrize(("skip_inactive", "wrap"), [(True, lambda f: f), (24, jax.jit)])
-def test_differentiation_is_refused(skip_inactive, wrap):
+@pytest.mark.parametrize(("most_active", "wrap"), [(None, lambda f: f), (24, jax.jit)])
+def test_differentiation_is_refused(most_active, wrap):
     def gc(weight):
         embed = partial(relu_network, weight)
-        return geometric_complexity(embed, inputs_of(3), skip_inactive=skip_inactive)
+        return geometric_complexity(
+            embed, inputs_of(3), skip_inactive=True, most_active=most_active
+        )
 
     with pytest.raises(ValueError, match="skip_inactive"):
         wrap(jax.grad(gc))(relu_weights())
 
 
-def test_bad_input_is_named():
+def test_bad_input_is_named(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     embed, x = partial(relu_network, relu_weights()), inputs_of(3)
-    with pytest.raises(ValueError, match="skip_inactive=0"):
-        squared_jacobian_norms(embed, x, skip_inactive=0)
+    for wrong in (0, 1, 64, None, np.int32(3), "yes"):
+        with pytest.raises(ValueError, match=r"skip_inactive=.* must be True or False; .*most_act"):
+            squared_jacobian_norms(embed, x, skip_inactive=wrong)
+    with pytest.raises(ValueError, match="most_active=0 must be at least 1"):
+        squared_jacobian_norms(embed, x, skip_inactive=True, most_active=0)
+    with pytest.raises(ValueError, match="most_active=3 needs skip_inactive=True"):
+        geometric_complexity(embed, x, most_active=3)
+    assert geometric_complexity(embed, x, skip_inactive=np.bool_(True)) > 0
     with pytest.raises(ValueError, match="needs concrete arrays"):
         jax.jit(lambda x: squared_jacobian_norms(embed, x, skip_inactive=True))(x)

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from gc_nc.data.class_splits import CLASS_SPLITS
 from gc_nc.data.sources import SOURCES
-from gc_nc.models import MODEL_NAMES
 from gc_nc.metrics import PENALTY_METHODS
+from gc_nc.models import MODEL_NAMES
 
 SCHEDULES = ("constant", "step", "cosine")
 BEST_METRICS = tuple(

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+import gc_nc
+
 
 def modules_after(*imports):
     script = f"""
@@ -52,3 +54,12 @@ def test_metrics_import_little_beyond_jax():
     heavy = {"flax", "optax", "orbax", "sklearn", "scipy", "matplotlib", "tensorflow_datasets"}
     assert "gc_nc" in added
     assert not added & heavy
+
+
+def test_the_package_gives_its_rooms_when_asked():
+    asked = modules_after("gc_nc; gc_nc.metrics.neural_collapse; gc_nc.transfer; gc_nc.__version__")
+    assert "gc_nc" in asked
+    assert not asked & {"flax", "optax", "ml_collections"}
+    assert {"metrics", "transfer", "__version__"} <= {*dir(gc_nc)}
+    with pytest.raises(AttributeError, match="no attribute 'metric'"):
+        gc_nc.metric  # noqa: B018

@@ -49,6 +49,7 @@ from gc_nc.metrics.penalty import PENALTY_METHODS, geometric_complexity_with_out
 from gc_nc.metrics.planned_estimate import PlannedEstimate, geometric_complexity_to_error
 from gc_nc.metrics.population_collapse import population_cdnv_matrix, population_neural_collapse
 from gc_nc.metrics.spectral_norms import squared_jacobian_spectral_norms
+from gc_nc.metrics.statistics_of_arrays import class_statistics_of, neural_collapse_of
 
 __all__ = [
     "ESTIMATION_METHODS",
@@ -64,6 +65,7 @@ __all__ = [
     "PlannedEstimate",
     "cdnv_matrix",
     "class_geometric_complexity",
+    "class_statistics_of",
     "directional_cdnv",
     "directional_error_bound",
     "embedding_rank",
@@ -91,6 +93,7 @@ __all__ = [
     "nearest_mean_error_bound",
     "neural_collapse",
     "neural_collapse_bound",
+    "neural_collapse_of",
     "poincare_constant",
     "population_cdnv_matrix",
     "population_neural_collapse",

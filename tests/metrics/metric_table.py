@@ -183,6 +183,20 @@ METRICS = {
         lambda embeddings, labels, weights: observed(statistics(embeddings, labels, weights)),
         "embeddings weights",
     ),
+    "class_statistics_of": Metric(
+        lambda embeddings, labels, weights: observed(
+            metrics.class_statistics_of(embeddings, labels, C, weights=weights, scatter=True)
+        ),
+        "embeddings weights",
+        typical=False,
+    ),
+    "neural_collapse_of": Metric(
+        lambda embeddings, labels, weights: metrics.neural_collapse_of(
+            embeddings, labels, C, weights=weights
+        ),
+        "embeddings weights",
+        typical=False,
+    ),
     "merge_class_statistics": Metric(
         lambda stats, other: observed(metrics.merge_class_statistics(stats, other)), "stats other"
     ),

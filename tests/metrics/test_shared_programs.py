@@ -7,6 +7,7 @@ import types
 import weakref
 from collections import namedtuple
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -163,6 +164,61 @@ def test_other_weights_are_other_arguments_of_one_program(make, kind, compilatio
     values = [geometric_complexity(make(kind(s * W)), X) for s in (2, 3)]
     np.testing.assert_allclose(values, [120, 270], rtol=1e-6)
     assert len(compilations) == before
+
+
+class OfNNX(nnx.Module):
+    def __init__(self):
+        self.hidden = nnx.Linear(2, 8, rngs=nnx.Rngs(0))
+        self.norm = nnx.BatchNorm(8, rngs=nnx.Rngs(0))
+
+    def embed(self, x):
+        return nnx.relu(self.norm(self.hidden(x)))
+
+
+def nnx_models():
+    model = OfNNX()
+    model.eval()
+    while True:
+        yield model
+        model.hidden.kernel[...] *= 2
+
+
+def nnx_partials():
+    """What was once needed to compile once; GraphDef holds lists, which have no value."""
+    for model in nnx_models():
+        graph, state = nnx.split(model)
+        yield Partial(lambda state, x, graph=graph: nnx.merge(graph, state).embed(x), state)
+
+
+def equinox_models():
+    layer = eqx.nn.Linear(2, 8, key=KEY)
+    while True:
+        yield eqx.nn.inference_mode(eqx.nn.Sequential([layer, eqx.nn.Dropout(0.5)]))
+        layer = eqx.tree_at(lambda layer: layer.weight, layer, 2 * layer.weight)
+
+
+@pytest.mark.parametrize(
+    "embeddings",
+    [
+        lambda: (model.embed for model in nnx_models()),
+        lambda: (lambda x, model=model: model.embed(x) for model in nnx_models()),
+        nnx_partials,
+        lambda: (jax.vmap(model) for model in equinox_models()),
+    ],
+    ids=["nnx", "nnx in a lambda", "nnx in a Partial", "equinox"],
+)
+def test_what_the_docs_do_compiles_once(embeddings, compilations):
+    """The recipes of docs/other_libraries.md, with weights that double from call to call."""
+    embeddings, x = embeddings(), jax.random.normal(KEY, (5, 2))
+    values, counts = [], []
+    # The second time the weights are doubled, whose program is not ours.
+    for _ in range(3):
+        embed = next(embeddings)
+        values.append(geometric_complexity(embed, x))
+        metrics.estimate_geometric_complexity(embed, x, KEY)
+        counts.append(len(compilations))
+    assert counts[1] == counts[2]
+    assert values[0] < values[1] < values[2]
 
 
 def test_flatness_and_fine_tuning_share_programs_too(compilations):

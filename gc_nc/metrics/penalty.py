@@ -62,8 +62,8 @@ def geometric_complexity_with_outputs(
       The estimate, float32, in (output units / input units)^2, and the other outputs.
 
     Raises:
-      ValueError: no examples, an unknown method, `num_probes` below 1, `exact` with K above 64, or a
-        network that does not return such a pair.
+      ValueError: no examples, an unknown method, `num_probes` below 1, `exact` with K above 64, or
+        a network that does not return such a pair.
     """
     if method not in PENALTY_METHODS:
         raise ValueError(f"method={method!r} is not one of: {', '.join(PENALTY_METHODS)}")

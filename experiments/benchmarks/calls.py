@@ -26,7 +26,7 @@ from experiments import launcher
 from experiments.benchmarks import reporting
 from gc_nc import metrics
 from gc_nc.errors import InputError
-from gc_nc.metrics import shared_programs
+from gc_nc.metrics import jacobian_products
 from gc_nc.models import build_model
 
 _WIDTH = flags.DEFINE_float("width", 0.25, "Of VGG-13.", lower_bound=0.01)
@@ -91,17 +91,20 @@ def _row(name, model, shape, embeddings_of) -> reporting.Row:
 def _programs_of(call: Callable[[], Any]) -> Callable[[], Any]:
     """The runs of compiled programs in a call, to be run again by themselves."""
     runs = []
-    original = shared_programs.compiled
+    original = jacobian_products.compiled_blocks
 
-    def recording(program):
-        run = original(program)
-        return lambda *arguments: runs.append(partial(run, *arguments)) or run(*arguments)
+    def recording(replay):
+        def run(*arguments, **static):
+            runs.append(partial(original(replay), *arguments, **static))
+            return runs[-1]()
 
-    shared_programs.compiled = recording
+        return run
+
+    jacobian_products.compiled_blocks = recording
     try:
         call()
     finally:
-        shared_programs.compiled = original
+        jacobian_products.compiled_blocks = original
     return lambda: [run() for run in runs]
 
 

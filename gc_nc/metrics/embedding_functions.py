@@ -1,7 +1,8 @@
 """The user's `embed_fn`: checked, and traced once for each shape of its inputs."""
 
 import math
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,10 @@ from gc_nc.array_types import Array, EmbedFn, as_floating, check_whole
 from gc_nc.metrics.argument_checks import check_function
 from gc_nc.metrics.traced_functions import (
     Program,
-    has_forward_mode,
     outside_transformations,
     staged,
     trace,
+    trace_derivative,
 )
 
 _DEFAULT_CHUNK_SIZE = 32
@@ -42,6 +43,7 @@ class Embedding:
         self.function, self.example = function, example
         self._replays = outside_transformations()
         self._traces: dict = {}
+        self._derivatives: dict = {}
         if self._replays:
             output = self._trace(example)[1]
         else:
@@ -53,7 +55,8 @@ class Embedding:
         """Returns the embeddings (n, K)."""
         if not self._replays:
             return _embed(self.function, inputs)
-        return jaxpr_as_fun(self._trace(inputs)[0])(inputs)[0]
+        traced = self._trace(inputs)[0]
+        return _replayed(traced.jaxpr, traced.consts, inputs)
 
     def program(self, inputs: jax.Array) -> Program | None:
         """What it computes from inputs of this shape; None where that cannot be compared."""
@@ -61,7 +64,29 @@ class Embedding:
 
     def has_forward_mode(self) -> bool:
         """Whether it has Jacobian-vector products."""
-        return has_forward_mode(self, self.example)
+        return self._derivative(self.example) is not None
+
+    def replay(self, inputs: jax.Array) -> tuple["Replay", list] | None:
+        """What it computes from inputs of this shape, and the arrays that it closes over.
+
+        None where that does not tell its derivative.
+        """
+        derivative = self._derivative(inputs) if self._replays else None
+        # The rule of a jax.custom_jvp may close over arrays too, which no replay would change.
+        if derivative is None or derivative.consts:
+            return None
+        return Replay(self.program(inputs), Program(derivative)), self._trace(inputs)[0].consts
+
+    def _derivative(self, inputs):
+        shape = jax.typeof(inputs)
+        if shape not in self._derivatives:
+            constants, function = [], lambda constants, x: self(x)
+            if self._replays:
+                traced = self._trace(inputs)[0]
+                constants, function = traced.consts, partial(_replayed, traced.jaxpr)
+            with jax.default_matmul_precision("highest"):
+                self._derivatives[shape] = trace_derivative(function, constants, inputs)
+        return self._derivatives[shape]
 
     def _trace(self, inputs) -> tuple[ClosedJaxpr, Any]:
         shape = jax.typeof(inputs)
@@ -70,6 +95,21 @@ class Embedding:
             with jax.default_matmul_precision("highest"):
                 self._traces[shape] = trace(lambda x: _embed(self.function, x), inputs)
         return self._traces[shape]
+
+
+class Replay(NamedTuple):
+    """The operations of an `embed_fn`, equal to others of the same value and first derivative."""
+
+    value: Program
+    derivative: Program
+
+    def __call__(self, constants: list, inputs: jax.Array) -> jax.Array:
+        """Returns the embeddings (n, K)."""
+        return _replayed(self.value.jaxpr, constants, inputs)
+
+
+def _replayed(jaxpr, constants, inputs):
+    return jaxpr_as_fun(ClosedJaxpr(jaxpr, constants))(inputs)[0]
 
 
 def check_embedding(

@@ -5,6 +5,7 @@ Memory follows the size of a block, not B x K x D.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -20,9 +21,10 @@ from gc_nc.array_types import (
     is_known,
     with_nan,
 )
+from gc_nc.compilation import jit_for_device
 from gc_nc.metrics import mixing_check
-from gc_nc.metrics.embedding_functions import Embedding, chunk_length
-from gc_nc.metrics.shared_programs import SharedFunction
+from gc_nc.metrics.embedding_functions import Embedding, Replay, chunk_length
+from gc_nc.metrics.shared_programs import MOST_PROGRAMS, SharedFunction
 from gc_nc.metrics.traced_functions import staged
 
 #: Examples times products that one block carries. Large enough for a CPU's matmuls to run at full
@@ -209,7 +211,18 @@ def compile_block(embed_fn: Embedding) -> Callable:
 
     At its first call with concrete arrays it looks whether examples mix, and warns.
     """
-    evaluate = SharedFunction(partial(_evaluate_block, embed_fn))
+    alone = SharedFunction(partial(_evaluate_block, embed_fn))
+    replays = {}
+
+    def evaluate(inputs, auxiliary, first_row, *, block):
+        shape = jax.typeof(inputs)
+        if shape not in replays:
+            replays[shape] = embed_fn.replay(inputs)
+        if replays[shape] is None:
+            return alone(inputs, auxiliary, first_row, block=block)
+        replay, constants = replays[shape]
+        return compiled_blocks(replay)(constants, inputs, auxiliary, first_row, block=block)
+
     check = mixing_check.MixingCheck(embed_fn.function, embed_fn.program)
 
     def compiled(inputs, auxiliary, first_row, *, block):
@@ -218,6 +231,17 @@ def compile_block(embed_fn: Embedding) -> Callable:
         return values
 
     return compiled
+
+
+@functools.lru_cache(maxsize=MOST_PROGRAMS)
+def compiled_blocks(replay: Replay) -> Callable:
+    """The compiled blocks of all embeddings that compute the same; blocks differentiate once."""
+
+    def run(constants, inputs, auxiliary, first_row, *, block):
+        embed = partial(replay, constants)
+        return _evaluate_block(embed, inputs, auxiliary, first_row, block=block)
+
+    return jit_for_device(run, any_function=True, static_argnames="block")
 
 
 def _chained_blocks(block, take, padded, first_rows):

@@ -16,7 +16,7 @@ from gc_nc.compilation import jit_for_device
 from gc_nc.metrics.traced_functions import Program, outside_transformations, trace
 
 # The oldest go first. A caller that has this many networks at once has other costs.
-_MOST_PROGRAMS = 512
+MOST_PROGRAMS = 512
 
 
 class SharedFunction:
@@ -58,7 +58,7 @@ class SharedFunction:
         return self._programs[key]
 
 
-@functools.lru_cache(maxsize=_MOST_PROGRAMS)
+@functools.lru_cache(maxsize=MOST_PROGRAMS)
 def compiled(program: Program) -> Callable:
     """(constants, flat arguments) -> flat results; the same for equal programs."""
 

@@ -32,11 +32,21 @@ def trace(function: Callable, *arguments: Any) -> tuple[ClosedJaxpr, Any]:
     return traced, results
 
 
-def has_forward_mode(function: Callable, argument: jax.Array) -> bool:
-    """False where a part of the function has jax.custom_vjp, and so no Jacobian-vector product."""
-    traced = jax.make_jaxpr(lambda x: jax.jvp(function, (x,), (x,))[1])(argument)
+def trace_derivative(
+    function: Callable, constants: list, argument: jax.Array
+) -> ClosedJaxpr | None:
+    """The trace of function(constants, argument) and its product with a tangent of the argument.
+
+    None where it has no such product: a part of it with jax.custom_vjp has none.
+    """
+
+    def product(constants, argument, tangent):
+        return jax.jvp(functools.partial(function, constants), (argument,), (tangent,))
+
+    traced, _ = trace(product, constants, argument, argument)
     # What JAX puts in the place of the product, and refuses to compile.
-    return all(equation.primitive.name != "custom_lin" for equation in _equations(traced))
+    lacks = any(equation.primitive.name == "custom_lin" for equation in _equations(traced))
+    return None if lacks else traced
 
 
 def draws_anew(function: Callable, argument: jax.ShapeDtypeStruct) -> bool:

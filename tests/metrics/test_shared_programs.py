@@ -17,7 +17,8 @@ from flax import nnx
 
 from gc_nc import metrics
 from gc_nc.metrics import geometric_complexity
-from gc_nc.metrics.shared_programs import _MOST_PROGRAMS, SharedFunction, compiled
+from gc_nc.metrics.jacobian_products import compiled_blocks
+from gc_nc.metrics.shared_programs import MOST_PROGRAMS, SharedFunction, compiled
 from tests.rounding import assert_same_numbers
 
 Partial = jax.tree_util.Partial
@@ -376,7 +377,8 @@ def test_settings_are_another_program():
 
 
 def test_programs_are_bounded_and_hold_no_weights():
-    assert compiled.cache_info().maxsize == _MOST_PROGRAMS
+    for programs in (compiled, compiled_blocks):
+        assert programs.cache_info().maxsize == MOST_PROGRAMS
     weights = jnp.asarray(W) + 1
     held = weakref.ref(weights)
     geometric_complexity(lambda x: jax.nn.relu(x @ weights), X)

@@ -44,6 +44,7 @@ class Embedding:
         self._replays = outside_transformations()
         self._traces: dict = {}
         self._derivatives: dict = {}
+        self._programs: dict = {}
         if self._replays:
             output = self._trace(example)[1]
         else:
@@ -60,7 +61,12 @@ class Embedding:
 
     def program(self, inputs: jax.Array) -> Program | None:
         """What it computes from inputs of this shape; None where that cannot be compared."""
-        return Program(self._trace(inputs)[0]) if self._replays else None
+        if not self._replays:
+            return None
+        shape = jax.typeof(inputs)
+        if shape not in self._programs:
+            self._programs[shape] = Program(self._trace(inputs)[0])
+        return self._programs[shape]
 
     def has_forward_mode(self) -> bool:
         """Whether it has Jacobian-vector products."""

@@ -5,13 +5,14 @@ from gc_nc.errors import require_extra
 require_extra("train", "flax")
 
 
+import dataclasses
 import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from gc_nc.array_types import EmbedFn
 from gc_nc.errors import InputError, suggestion
 from gc_nc.models.mlp import MLP, MLP_STAGES
 from gc_nc.models.resnet import RESNET_STAGES, ResNet
@@ -67,16 +68,31 @@ def build_model(
     return ResNet(stages, bottleneck, num_classes, width, batch_norm is not False, dtype)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Embedder:
+    """Maps (variables, images) to the embedding; equal for equal models."""
+
+    model: nn.Module
+    layer: str
+
+    def __call__(self, variables, images):
+        if self.layer == "embedding":
+            return self.model.apply(variables, images, train=False)[1]
+        _, state = self.model.apply(variables, images, train=False, mutable=["intermediates"])
+        return state["intermediates"][f"{self.layer}_output"][0].reshape(images.shape[0], -1)
+
+
 def layer_names(model: nn.Module) -> tuple[str, ...]:
     """The layers of `embed_fn` from the input on: the ends of the stages, then the embedding."""
     stem = ("stem",) if isinstance(model, ResNet) else ()
     return (*stem, *(f"stage{i + 1}" for i in range(len(model.stages))), "embedding")
 
 
-def embed_fn(model: nn.Module, variables, layer: str = "embedding") -> EmbedFn:
+def embed_fn(model: nn.Module, variables, layer: str = "embedding") -> jax.tree_util.Partial:
     """The embedding of a trained network as the `embed_fn` of `gc_nc.metrics`.
 
-    With running statistics: examples do not mix.
+    BatchNorm uses its running statistics, so examples do not mix. The variables are leaves of the
+    Partial: as an argument of a `jax.jit` of yours it is compiled once for all of them.
 
     Args:
       model: a network from `build_model`.
@@ -89,11 +105,4 @@ def embed_fn(model: nn.Module, variables, layer: str = "embedding") -> EmbedFn:
     names = layer_names(model)
     if layer not in names:
         raise InputError(f"layer {layer!r} is not one of {', '.join(names)}")
-
-    def embed(images):
-        if layer == "embedding":
-            return model.apply(variables, images, train=False)[1]
-        _, state = model.apply(variables, images, train=False, mutable=["intermediates"])
-        return state["intermediates"][f"{layer}_output"][0].reshape(images.shape[0], -1)
-
-    return embed
+    return jax.tree_util.Partial(_Embedder(model, layer), variables)

@@ -364,6 +364,22 @@ def test_it_differentiates_by_what_it_closes_over():
     assert_same_numbers(jax.vmap(of)(jnp.array([1.0, 3])), np.array([2.0, 18]))
 
 
+def test_a_program_is_not_shared_where_it_is_differentiated_once_more():
+    """Two functions whose first derivatives are the same program, and whose second are not."""
+
+    def embed(slope):
+        inner = rule(slope, "jvp")
+        function = jax.custom_jvp(lambda x: x**2 / 2)
+        function.defjvp(lambda xs, dxs: (xs[0] ** 2 / 2, inner(xs[0]) * dxs[0]))
+        return function
+
+    for slope in (1.0, 3.0):
+        of = functools.partial(geometric_complexity, embed(slope))
+        assert of(X) == 2
+        gradient = jax.grad(of)(X)
+        assert_same_numbers(gradient, 2 * slope * X / 3)
+
+
 def test_settings_are_another_program():
     def embed(x):
         return x @ W

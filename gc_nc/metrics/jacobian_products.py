@@ -218,7 +218,7 @@ def compile_block(embed_fn: Embedding) -> Callable:
         shape = jax.typeof(inputs)
         if shape not in replays:
             replays[shape] = embed_fn.replay(inputs)
-        if replays[shape] is None:
+        if replays[shape] is None or _is_traced_anew(block):
             return alone(inputs, auxiliary, first_row, block=block)
         replay, constants = replays[shape]
         return compiled_blocks(replay)(constants, inputs, auxiliary, first_row, block=block)
@@ -231,6 +231,11 @@ def compile_block(embed_fn: Embedding) -> Callable:
         return values
 
     return compiled
+
+
+def _is_traced_anew(block: Block) -> bool:
+    """Whether it holds a function of the user's, of which its identity says nothing."""
+    return getattr(getattr(block, "squares_fn", None), "traced_anew", False)
 
 
 @functools.lru_cache(maxsize=MOST_PROGRAMS)

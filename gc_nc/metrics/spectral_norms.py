@@ -14,7 +14,7 @@ from jaxtyping import Float, Shaped
 from gc_nc.array_types import Array, EmbedFn, check_whole
 from gc_nc.metrics import jacobian_products as products
 from gc_nc.metrics.argument_checks import as_key
-from gc_nc.metrics.traced_functions import has_forward_mode
+from gc_nc.metrics.embedding_functions import check_embedding, chunk_length
 
 
 def squared_jacobian_spectral_norms(
@@ -50,12 +50,12 @@ def squared_jacobian_spectral_norms(
         `jax.custom_vjp`, which gives no Jacobian-vector products.
     """
     num_iterations, key = check_whole(num_iterations, 1, "num_iterations"), as_key(key)
-    inputs, embedding_dim = products.check_embedding(embed_fn, inputs)
-    num_examples = inputs.shape[0]
-    chunk = products.chunk_length(num_examples, chunk_size)
+    embed_fn, inputs = check_embedding(embed_fn, inputs, chunk_size)
+    embedding_dim, num_examples = embed_fn.dim, inputs.shape[0]
+    chunk = chunk_length(num_examples, chunk_size)
     if inputs[0].size == 0:
         return jnp.zeros(num_examples, inputs.dtype)
-    if not has_forward_mode(embed_fn, inputs):
+    if not embed_fn.has_forward_mode():
         raise ValueError(
             "the spectral norm needs Jacobian-vector products, but a part of this embed_fn has"
             " jax.custom_vjp, which gives none"

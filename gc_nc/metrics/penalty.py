@@ -15,6 +15,7 @@ from jaxtyping import Float, Shaped
 from gc_nc.array_types import Array, as_floating, as_numbers, check_whole, described
 from gc_nc.metrics.argument_checks import as_key, check_function
 from gc_nc.metrics.jacobian_estimators import signs
+from gc_nc.metrics.jacobian_products import varying_like
 
 #: The allowed values of `method`.
 PENALTY_METHODS = ("output_probes", "input_probes", "exact")
@@ -75,10 +76,13 @@ def geometric_complexity_with_outputs(
     if inputs.ndim == 0 or inputs.shape[0] == 0:
         raise ValueError(f"inputs of shape {inputs.shape} hold no example; at least 1 is needed")
     network = partial(_checked, network)
+    # The derivative by inputs that all devices of a shard_map share would be summed over them.
+    inputs = varying_like(inputs, jax.eval_shape(network, inputs)[0])
 
     if method == "input_probes":
         # Drawn flat, since XLA's CPU compiler takes seconds for random numbers of a rank-4 shape.
         drawn = signs(key, (num_probes, inputs.size)).astype(inputs.dtype)
+        drawn = varying_like(drawn, inputs)
         products, others = [], None
         for tangent in drawn.reshape(num_probes, *inputs.shape):
             _, product, others = jax.jvp(network, (inputs,), (tangent,), has_aux=True)
@@ -88,6 +92,7 @@ def geometric_complexity_with_outputs(
     outputs, vjp_fn, others = jax.vjp(network, inputs, has_aux=True)
     if method == "output_probes":
         drawn = signs(key, (num_probes, *outputs.shape)).astype(outputs.dtype)
+        drawn = varying_like(drawn, outputs)
         # Unrolled: there are few probes, and a loop would slow convolutions on the CPU.
         products = [vjp_fn(cotangent)[0] for cotangent in drawn]
         return _mean_square(products, inputs.shape[0]), others
@@ -99,7 +104,7 @@ def geometric_complexity_with_outputs(
             f" {MAX_EXACT_DIM}; use output_probes"
         )
     rows = jnp.broadcast_to(jnp.eye(dim, dtype=outputs.dtype)[:, None], (dim, *outputs.shape))
-    (products,) = jax.vmap(vjp_fn)(rows)
+    (products,) = jax.vmap(vjp_fn)(varying_like(rows, outputs))
     return dim * _mean_square(list(products), inputs.shape[0]), others
 
 

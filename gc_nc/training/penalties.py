@@ -11,10 +11,14 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from gc_nc.array_types import Array
+from gc_nc.array_types import Array, check_whole
 from gc_nc.errors import InputError
 from gc_nc.metrics.argument_checks import as_number
-from gc_nc.metrics.penalty import MAX_EXACT_DIM, geometric_complexity_with_outputs
+from gc_nc.metrics.penalty import (
+    MAX_EXACT_DIM,
+    PENALTY_METHODS,
+    geometric_complexity_with_outputs,
+)
 
 
 @dataclasses.dataclass(frozen=True)

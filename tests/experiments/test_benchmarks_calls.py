@@ -15,6 +15,7 @@ def _parsed_flags():
     flags.FLAGS.mark_as_parsed()
 
 
+@pytest.mark.slow
 def test_json_has_one_object_a_line(capsys, monkeypatch):
     monkeypatch.setattr(calls, "_REPETITIONS", 1)
     with flagsaver.flagsaver(json=True, only="linear map"):

@@ -97,6 +97,7 @@ def test_spectral_norms_of_a_linear_map_and_of_a_network():
     np.testing.assert_allclose(stable_rank, (9 + 2.25 + 1 + 0.25) / 9, rtol=rounding())
 
 
+@pytest.mark.slow
 def test_spectral_norms_at_the_edges():
     x = np.ones((3, 2), np.float32)
     x[1] = np.nan

@@ -179,6 +179,7 @@ def top_in_a_program(a, p):
     return hessian_top_eigenvalue(loss_fn, p, KEY, num_iterations=50)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_lanczos_that_breaks_down_after_a_few_steps(seed):
     a = jnp.asarray(symmetric(np.repeat([-1.0, 0, 2], 20), seed), jnp.float32)
@@ -197,6 +198,7 @@ def all_measures(loss_fn, params):
     )
 
 
+@pytest.mark.slow
 def test_a_constant_loss_is_flat():
     params = {"a": jnp.ones(4)}
     # One that does not read its parameters, and one that does.
@@ -226,6 +228,7 @@ def test_a_loss_that_is_not_finite_gives_nan():
     assert np.isnan(sam_sharpness(loss_fn, params))
 
 
+@pytest.mark.slow
 def test_mixed_precision_parameters_are_cast_up():
     params = network_params()
     mixed = params | {"w2": jnp.asarray(params["w2"], jnp.bfloat16)}

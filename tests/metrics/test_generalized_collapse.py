@@ -26,6 +26,7 @@ def test_a_simplex_has_the_least_energy(k):
     assert variance < 1e-12
 
 
+@pytest.mark.slow
 def test_polygons_in_the_plane_are_as_uniform_as_there_is_room_for():
     # The product of a point's distances to the other corners of a regular k-gon is k.
     k = 9
@@ -50,6 +51,7 @@ def test_float64_oracle_with_more_classes_than_dimensions():
     assert_same_numbers(metrics.gnc3(stats, head.astype(np.float32)), duality)
 
 
+@pytest.mark.slow
 def test_dual_heads_of_any_lengths():
     rng = np.random.default_rng(0)
     means = rng.normal(size=(6, 4))
@@ -62,6 +64,7 @@ def test_dual_heads_of_any_lengths():
     assert_same_numbers(metrics.gnc3(stats, even), metrics.nc3(stats, even))
 
 
+@pytest.mark.slow
 def test_what_has_no_direction():
     with pytest.warns(RuntimeWarning, match="has no direction"):
         values = metrics.gnc2(statistics([[1.0, 0], [-1, 0], [0, 0]]))

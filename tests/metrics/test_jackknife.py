@@ -53,6 +53,7 @@ def test_groups_share_out_every_class():
     assert np.ptp(table, axis=1).max() <= 1
 
 
+@pytest.mark.slow
 def test_neural_and_geometric_collapse_cover_the_truth():
     z = samples(600)
     groups = grouped(z)
@@ -85,6 +86,7 @@ def test_neural_and_geometric_collapse_cover_the_truth():
         np.testing.assert_allclose(np.sqrt(np.mean(error**2)), np.std(found), rtol=0.2)
 
 
+@pytest.mark.slow
 def test_directional_cdnv_covers_the_truth():
     z = samples(300)
     along = MEANS[:, None] - MEANS[None]

@@ -72,7 +72,14 @@ MIXING = {
 }
 
 
-@pytest.mark.parametrize("name", MIXING)
+#: One of each kind quickly: a statistic, a place in the batch, a half of it, all pairs.
+QUICK = ("BatchNorm", "the last", "the odd ones with their neighbours", "attention")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MIXING],
+)
 def test_examples_that_mix_are_warned_of(name):
     (message,) = warnings_of(lambda: probes(MIXING[name]))
     assert message.startswith("examples mix")
@@ -97,6 +104,7 @@ def test_e8_every_metric_of_a_jacobian_looks():
     )
 
 
+@pytest.mark.slow
 def test_fine_tuning_looks():
     model = Net()
     variables = model.init(KEY, X, False)

@@ -20,6 +20,13 @@ from tests.rounding import assert_same_numbers
 KEY = jax.random.key(0)
 
 
+#: The default quickly, the others among the slow tests.
+METHODS = [
+    pytest.param(method, marks=() if method == "output_probes" else pytest.mark.slow)
+    for method in PENALTY_METHODS
+]
+
+
 @pytest.fixture(autouse=True)
 def _full_precision():
     """Closed forms are held to more digits than TF32 has."""
@@ -28,7 +35,13 @@ def _full_precision():
 
 
 @pytest.mark.parametrize(
-    ("method", "num_probes"), [*((method, 1) for method in PENALTY_METHODS), ("output_probes", 3)]
+    ("method", "num_probes"),
+    [
+        ("output_probes", 1),
+        pytest.param("input_probes", 1, marks=pytest.mark.slow),
+        ("exact", 1),
+        pytest.param("output_probes", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_a_linear_map(method, num_probes):
     """GC = |W|_F^2; by one product the estimate's mean, over many keys, is that."""
@@ -51,6 +64,7 @@ def test_a_linear_map(method, num_probes):
         assert np.all(np.abs(jnp.mean(sample, axis=0) - expected) < 4.5 * sem + 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["output_probes", "input_probes"])
 def test_every_example_has_probes_of_its_own(method):
     w = jax.random.normal(KEY, (20, 30))
@@ -62,7 +76,7 @@ def test_every_example_has_probes_of_its_own(method):
     assert values[0] != values[1]
 
 
-@pytest.mark.parametrize("method", PENALTY_METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_gradient_equals_finite_differences_on_a_smooth_network(method):
     model = nn.Sequential([nn.Dense(6), nn.tanh, nn.Dense(4), nn.tanh])
     x = jax.random.normal(KEY, (3, 5))
@@ -87,7 +101,7 @@ def test_gradient_equals_finite_differences_on_a_smooth_network(method):
     np.testing.assert_allclose(slope, closer, rtol=2e-3)
 
 
-@pytest.mark.parametrize("method", PENALTY_METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_j6_second_derivative_through_max_pool_and_relu(method):
     """maxpool(relu(w x)) on a constant window: GC = w^2 by one winner, dGC/dw = 2 w; 0 where dead.
 

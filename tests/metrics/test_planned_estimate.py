@@ -171,6 +171,7 @@ def test_a_set_in_which_few_examples_carry_gc(problem, num_of_weight):
         assert z_value(found, exact) < 4.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_classes", [20, 40])
 def test_many_classes_do_not_fit_the_noise(problem, num_classes):
     # Up to 22 enter the fit of a pilot of 256.
@@ -253,6 +254,7 @@ def test_intervals_of_skewed_norms_cover(skewed):
     assert abs(np.mean(errors) - bias) < 3 * sampling
 
 
+@pytest.mark.slow
 def test_a_budget_ends_the_search(problem):
     embed, x, labels, _ = problem
     x, labels = x[:600], labels[:600]

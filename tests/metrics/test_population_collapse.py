@@ -31,6 +31,7 @@ def statistics(z):
     return metrics.update_class_statistics(metrics.init_class_statistics(C, K), z, LABELS)
 
 
+@pytest.mark.slow
 def test_gaussians_of_known_nc():
     known = np.nanmean(known_cdnv())
     stats = jax.vmap(statistics)(gaussians(2000))

@@ -327,6 +327,7 @@ def test_callbacks_are_told_apart_by_the_function_on_the_host():
         assert geometric_complexity(scaled(scale), X) == 2 * scale**2
 
 
+@pytest.mark.slow
 def test_keys_half_precision_and_64_bits_as_constants():
     def drop(key):
         return lambda x: x * jax.random.bernoulli(key, 0.5, (1, 2))
@@ -345,6 +346,7 @@ def test_keys_half_precision_and_64_bits_as_constants():
             assert geometric_complexity(lambda x, w=w: x @ w, X) == 30 * scale**2
 
 
+@pytest.mark.slow
 def test_weights_on_many_devices():
     mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     along = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
@@ -380,6 +382,7 @@ def test_a_program_is_not_shared_where_it_is_differentiated_once_more():
         assert_same_numbers(gradient, 2 * slope * X / 3)
 
 
+@pytest.mark.slow
 def test_settings_are_another_program():
     def embed(x):
         return x @ W

@@ -191,5 +191,5 @@ def test_bad_arguments(monkeypatch):
             with pytest.raises(ValueError, match=message) as error:
                 geometric_complexity_with_outputs(returned, x, KEY, method=method)
             assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=r"inputs of shape \(0, 2\) hold no example"):
+    with pytest.raises(ValueError, match=r"inputs of shape \(0, 2\) have no examples"):
         geometric_complexity_with_outputs(network, x[:0], KEY)

@@ -1,6 +1,6 @@
 """Geometric complexity and neural collapse as pure functions of arrays.
 
-They know nothing of modules, configs or devices: `embed_fn` is any pure function
+They do not depend on modules, configs or devices: `embed_fn` is any pure function
 (B, *input) -> (B, K) in which examples do not mix, from any JAX library.
 """
 

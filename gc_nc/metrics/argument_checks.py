@@ -1,4 +1,4 @@
-"""What arguments of public functions must be: one line that says what is needed and what came.
+"""Checks of arguments of public functions; an error says in one line what came and what is needed.
 
 Numbers and arrays of numbers are checked in `gc_nc.array_types`.
 """
@@ -18,10 +18,10 @@ ARRAYS = (jax.Array, np.ndarray)
 
 
 def as_key(key: Any) -> jax.Array:
-    """One typed random key; the old style, an array of uint32, is wrapped.
+    """Returns a typed random key; a key of the old style, an array of uint32, is wrapped.
 
     Raises:
-      ValueError: anything else.
+      ValueError: `key` is neither.
     """
     if isinstance(key, ARRAYS):
         if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.dtype == np.uint32:
@@ -34,10 +34,10 @@ def as_key(key: Any) -> jax.Array:
 
 
 def as_number(value: Any, name: str, allowed: Callable[[float], bool], needed: str) -> float:
-    """A number that is known outside jit, as a float of Python's.
+    """Returns a number that is known outside jit as a Python float.
 
     Raises:
-      ValueError: no number, or one that is not allowed.
+      ValueError: `value` is traced, is not a number, or is not allowed.
     """
     if not is_known(value):
         raise ValueError(f"{name} is traced; a number that is known outside jit is needed")
@@ -53,25 +53,25 @@ def as_number(value: Any, name: str, allowed: Callable[[float], bool], needed: s
 
 
 def check_choice(value: Any, allowed: Collection[str], name: str, or_else: str = "") -> None:
-    """Raises ValueError for what is not one of some words; `or_else` ends the message."""
+    """Raises ValueError if a value is not one of the allowed words; `or_else` ends the message."""
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name}={described(value)} is not one of {', '.join(allowed)}{or_else}")
 
 
 def check_flag(value: Any, name: str) -> None:
-    """Raises ValueError for what is neither True nor False, such as the word "False"."""
+    """Raises ValueError if a value is neither True nor False, such as the string "False"."""
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"{name}={described(value)}; True or False is needed")
 
 
 def check_function(function: Any, name: str, needed: str) -> None:
-    """Raises ValueError for what cannot be called."""
+    """Raises ValueError if `function` cannot be called."""
     if not callable(function):
         raise ValueError(f"{name} is {described(function)}; a function {needed} is needed")
 
 
 def check_leaves(params: Any) -> None:
-    """Raises ValueError for parameters that are no pytree of arrays, such as a whole module."""
+    """Raises ValueError if parameters are not a pytree of arrays, such as a whole module."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         kind = getattr(leaf, "dtype", np.dtype(type(leaf)))
         if not any(
@@ -84,16 +84,16 @@ def check_leaves(params: Any) -> None:
 
 
 def check_rows(embeddings: Array, dim: int, name: str = "embeddings") -> None:
-    """Raises ValueError for another shape than (B, dim)."""
+    """Raises ValueError if the shape is not (B, dim)."""
     if embeddings.ndim != 2 or embeddings.shape[1] != dim:
         raise ValueError(f"{name} of shape {embeddings.shape}; (B, {dim}) is needed")
 
 
 def as_labels(labels: Any, num_rows: int, num_classes: int | None = None) -> Array:
-    """Labels (B,) as a JAX or NumPy array of integers, of their own width.
+    """Returns labels (B,) as a JAX or NumPy array of integers, with the width that they have.
 
     Raises:
-      ValueError: another shape, or no integers.
+      ValueError: the shape is not (B,), or the labels are not integers.
     """
     labels = as_numbers(labels, "labels")
     needed = "integers" if num_classes is None else f"integers in 0..{num_classes - 1}"
@@ -117,18 +117,18 @@ def counted_rows(
     num_classes: int,
     num_rows: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Labels, and weights that are 0 for rows that count nowhere; which rows are out of range.
+    """Returns labels, weights that are 0 for rows to be ignored, and which labels are out of range.
 
     Raises:
-      ValueError: as `update_class_statistics`.
+      ValueError: in the cases in which `update_class_statistics` raises it.
     """
     labels = as_labels(labels, num_rows, num_classes)
     if weights is None:
         weights = jnp.ones(labels.shape, jnp.float32)
     else:
         weights = as_weights(weights, num_rows)
-    # Compared before the cast of 64-bit labels, since 2**32 + 1 is not 1, and after that of 8-bit
-    # ones, which C need not fit.
+    # 64-bit labels are compared before they are cast, since 2**32 + 1 is not 1; 8-bit labels are
+    # compared after, since C may not fit into 8 bits.
     if labels.dtype.itemsize < 4:
         labels = labels.astype(np.int32)
     in_range = (labels >= 0) & (labels < num_classes)

@@ -1,9 +1,9 @@
 """What geometric complexity says about neural collapse, its sampling error and few-shot error.
 
-Every bound is proved in docs/proofs.md, with its assumptions and where its constant is loose.
+Every bound is proved in docs/proofs.md, which states its assumptions and where it is loose.
 
-A value outside its range is a ValueError; under jit, where nothing can be raised, the result is
-NaN.
+A value outside its range raises a ValueError; under jit, where nothing can be raised, the result
+is NaN.
 """
 
 import math
@@ -34,7 +34,7 @@ from gc_nc.metrics.jacobian_products import power_of_two_near
 
 
 class NeuralCollapseBound(NamedTuple):
-    """Two upper limits of NC from geometric complexity; `paper` is at least twice `per_class`.
+    """Two upper bounds on NC from geometric complexity; `paper` is at least twice `per_class`.
 
     Attributes:
       paper: from the mean GC of all classes (arXiv 2405.15706, Proposition 4.1).
@@ -46,7 +46,7 @@ class NeuralCollapseBound(NamedTuple):
 
 
 class ConfidenceInterval(NamedTuple):
-    """Where the geometric complexity of the population lies, with probability 1 - delta."""
+    """Contains the geometric complexity of the population with probability at least 1 - delta."""
 
     lower: Float[Array, ""]
     upper: Float[Array, ""]
@@ -67,16 +67,16 @@ def class_geometric_complexity(
       norms: (B,) Jacobian norms |J(x)|_F^2, from `squared_jacobian_norms`.
       labels: (B,) integers in 0..C-1.
       num_classes: C, at least 1.
-      weights: (B,) not negative, 1 each by default. A row of weight 0 counts nowhere and may hold
-        any label and any norm, NaN included.
+      weights: (B,) weights that are not negative, 1 each by default. A row of weight 0 is ignored
+        and may have any label and any norm, NaN included.
 
     Returns:
       (C,); NaN for classes without an example or with a norm that is not finite.
 
     Raises:
-      ValueError: no example, shapes that do not fit, labels that are not integers, or (outside jit)
-        a label out of range or a bad weight. Under jit such rows count nowhere, and a bad weight
-        gives its class NaN.
+      ValueError: there are no examples, shapes do not fit, labels are not integers, or (outside
+        jit) a label is out of range or a weight is invalid. Under jit a row whose label is out of
+        range is ignored, and an invalid weight gives NaN for its class.
     """
     num_classes = check_whole(num_classes, 1, "num_classes")
     norms = as_floating(norms, "norms")
@@ -85,7 +85,7 @@ def class_geometric_complexity(
     labels, weights, _ = counted_rows(labels, weights, num_classes, norms.size)
     norms = jnp.where(weights != 0, norms, 0)
 
-    # Sums of the largest weights would be out of range.
+    # Scaled, because a sum of very large weights would be out of range.
     weights = weights / power_of_two_near(jnp.max(weights))
     totals = jax.ops.segment_sum(weights, labels, num_classes)
     safe_totals = jnp.where(totals != 0, totals, 1)
@@ -94,7 +94,7 @@ def class_geometric_complexity(
         return jax.ops.segment_sum(weights * values, labels, num_classes) / safe_totals
 
     means = class_means(norms)
-    # A float32 sum of a million norms is off by 2e-4; the mean of what is left over mends it.
+    # A float32 sum of a million norms is off by 2e-4; adding the mean of the residuals corrects it.
     means = means + class_means(norms - means[labels])
     return with_nan(totals == 0, means)
 
@@ -102,9 +102,9 @@ def class_geometric_complexity(
 def poincare_constant(class_gc: Shaped[Array, "C"], stats: ClassStatistics) -> Float[Array, ""]:
     """Empirical Poincare constant max_i v_i / GC_i over the classes present.
 
-    In (model-input unit)^2. The smallest c with v_i <= c GC_i for every class: what this one
-    embedding shows of the true constant, which holds for all functions and can only be larger (up
-    to sampling error of v_i and GC_i). On the data that it is taken from, `neural_collapse_bound`
+    In (model-input unit)^2. It is the smallest c with v_i <= c GC_i for every class. The true
+    constant holds for all functions, not only for this embedding, so it can only be larger (up to
+    the sampling error of v_i and GC_i). On the data that it is taken from, `neural_collapse_bound`
     holds by construction, so a check of the bound should take it from a split that the check does
     not use.
 
@@ -113,11 +113,11 @@ def poincare_constant(class_gc: Shaped[Array, "C"], stats: ClassStatistics) -> F
       stats: class statistics of the embeddings.
 
     Returns:
-      Scalar. Classes with v_i = GC_i = 0 say nothing and are left out; v_i > 0 with GC_i = 0 gives
-      inf. NaN if no class is left, or if GC_i of a class present is NaN.
+      Scalar. Classes with v_i = GC_i = 0 give no information and are left out; v_i > 0 with
+      GC_i = 0 gives inf. NaN if no class is left, or if GC_i of a class present is NaN.
 
     Raises:
-      ValueError: `class_gc` of another shape, or (outside jit; under jit NaN) negative.
+      ValueError: `class_gc` does not have shape (C,), or (outside jit; under jit NaN) is negative.
     """
     stats = as_statistics(stats)
     gc = _checked_class_gc(class_gc, stats)
@@ -141,11 +141,11 @@ def neural_collapse_bound(
       NC <= per_class = c / (k (k - 1)) sum GC_i / |mu_i - mu_j|^2
          <= paper     = c / (k (k - 1)) GC / p_min sum 1 / |mu_i - mu_j|^2.
 
-    Balanced classes: `paper` is c `geometric_collapse(GC, stats)`, Proposition 4.1 of
-    arXiv 2405.15706. `per_class` is ours. paper / per_class is 2 or more, and k where classes are
-    balanced and have the same GC. Dimensionless. It bounds NC of the distribution that has these
-    means and GC_i; from a sample of n examples a class the squared distances are too large by about
-    2 v / n, and the bound is too small by as much.
+    For balanced classes `paper` is c `geometric_collapse(GC, stats)`, Proposition 4.1 of
+    arXiv 2405.15706. `per_class` is our own. paper / per_class is 2 or more, and it is k where
+    classes are balanced and have the same GC. Dimensionless. This bounds NC of the distribution
+    that has these means and GC_i. In a sample with n examples per class the squared distances are
+    too large by about 2 v / n, which makes the bound too small accordingly.
 
     Args:
       class_gc: (C,) GC_i, from `class_geometric_complexity`; ignored for classes not in `stats`.
@@ -154,17 +154,17 @@ def neural_collapse_bound(
         class's covariance if inputs are Gaussian, or `metrics.poincare_constant` of other data.
 
     Returns:
-      Two scalars; inf where two class means are equal (NaN where 0 meets inf).
+      Two scalars; inf where two class means are equal (NaN where 0 is multiplied by inf).
 
     Raises:
-      ValueError: fewer than two classes have an example, a negative constant or GC_i (outside jit;
-        under jit NaN); `class_gc` of another shape.
+      ValueError: fewer than two classes have an example, or the constant or a GC_i is negative
+        (outside jit; under jit NaN); `class_gc` does not have shape (C,).
     """
     stats = as_statistics(stats)
     gc = _checked_class_gc(class_gc, stats)
     constant = as_scalar(poincare_constant, "poincare_constant")
     pairs = checked_pairs(stats)
-    # Over a pair's mean, as in CDNV: the pair (0, GC_j) at distance 0 is inf, not 0/0.
+    # The mean of a pair's GC, as in CDNV, so that (0, GC_j) at distance 0 gives inf, not 0/0.
     terms = (gc[:, None] + gc[None, :]) / 2 / squared_distances(stats)
     per_class = constant * jnp.sum(jnp.where(pairs, terms, 0)) / number_of(pairs)
     per_class = unless_too_few(per_class, stats)
@@ -185,33 +185,33 @@ def geometric_complexity_interval(
     delta: float = 0.05,
     method: str = "empirical_bernstein",
 ) -> ConfidenceInterval:
-    """Interval that holds the population's GC with probability at least 1 - delta.
+    """Interval that contains the population's GC with probability at least 1 - delta.
 
     For n independent examples with mean m and unbiased sample variance V of |J|_F^2 in [0, R],
 
       hoeffding:            m +- R sqrt(ln(2 / delta) / (2 n))
       empirical_bernstein:  m +- (sqrt(2 V ln(4 / delta) / n) + 7 R ln(4 / delta) / (3 (n - 1)))
 
-    cut to [0, R]. In the units of the norms. Sources: Hoeffding 1963; Maurer and Pontil 2009
-    (arXiv 0907.3740), theorem 4, on both sides with delta / 2 each; Propositions 4.2 and 4.3 of
-    arXiv 2405.15706.
+    both clipped to [0, R]. In the units of the norms. Sources: Hoeffding 1963; Maurer and Pontil
+    2009 (arXiv 0907.3740), theorem 4, applied to both sides with delta / 2 each; Propositions 4.2
+    and 4.3 of arXiv 2405.15706.
 
     Args:
-      norms: (B,) Jacobian norms of independent examples, every entry of the Jacobian counted; an
-        estimate by random probes has another range.
-      value_range: R, an upper limit of |J|_F^2 over **all** inputs, known before the sample was
-        drawn. The largest norm of the sample is not one: a rare large norm that the sample missed
-        is exactly what the interval has to allow for. If what lies between layers has slopes of at
-        most 1 (ReLU, max-pool without overlap), min(K, D) times the product of the layers' squared
-        spectral norms is a valid R. inf is allowed and says nothing.
-      delta: probability of missing, between 0 and 1.
-      method: "empirical_bernstein", narrower where V is small against R^2 and n large, or
-        "hoeffding".
+      norms: (B,) exact Jacobian norms of independent examples; estimates by random probes have
+        another range.
+      value_range: R, an upper bound on |J|_F^2 over **all** inputs, known before the sample was
+        drawn. The largest norm in the sample is not such a bound: a rare large norm that the sample
+        missed is exactly what the interval has to allow for. If whatever lies between layers has
+        slopes of at most 1 (ReLU, max-pool without overlap), min(K, D) times the product of the
+        layers' squared spectral norms is a valid R. inf is allowed, but gives no information.
+      delta: the probability that the interval misses GC, between 0 and 1.
+      method: "empirical_bernstein", which is narrower where n is large and V is small compared
+        with R^2, or "hoeffding".
 
     Raises:
-      ValueError: another method; delta not in (0, 1); fewer than 2 norms (1 for hoeffding); a
-        norm that is not in [0, R], not finite or NaN, a negative or NaN R (outside jit; under jit
-        NaN).
+      ValueError: the method is unknown; delta is not in (0, 1); there are fewer than 2 norms (1 for
+        hoeffding); a norm is not in [0, R] or not finite, or R is negative or NaN (outside jit;
+        under jit NaN).
     """
     smallest_n = {"hoeffding": 1, "empirical_bernstein": 2}
     check_choice(method, smallest_n, "method")
@@ -227,7 +227,7 @@ def geometric_complexity_interval(
     outside = ~((norms >= 0) & (norms <= limit) & jnp.isfinite(norms))
     norms = nan_where(outside, norms, "norm", f"must be in 0..value_range={value_range}")
 
-    # In units of R: sums and squares of norms may be out of range.
+    # Computed in units of R, because sums and squares of norms may be out of range.
     unit = jnp.where((limit > 0) & jnp.isfinite(limit), limit, 1)
     norms, limit = norms / unit, limit / unit
     mean = jnp.mean(norms)
@@ -251,26 +251,27 @@ def nearest_mean_error_bound(
       min(1, 16 (k - 1) (1 + 2 / n) NC)   class means of n examples each
       min(1, 4 (k - 1) NC)                exact class means
 
-    The error is the chance that a query is as near to another class's centre as to its own's, or
-    nearer, over queries, their classes (equally frequent) and the n support examples. In the manner
-    of Proposition 5.1 of arXiv 2405.15706, from Galanti, Gyorgy, Hutter (arXiv 2112.15121); the
-    constants are those of our proof in docs/proofs.md.
+    The error is the probability that another class's centre is at least as near to a query as the
+    centre of its own class; it is taken over queries, their classes (equally frequent) and the n
+    support examples. The bound follows Proposition 5.1 of arXiv 2405.15706, from Galanti, Gyorgy,
+    Hutter (arXiv 2112.15121); the constants are those of our proof in docs/proofs.md.
 
     Args:
-      nc: NC of the distribution that queries and support come from, or any upper limit of it. Of a
-        sample that is `population_neural_collapse`; its `neural_collapse` is too small. In terms of
-        geometric complexity:
+      nc: NC of the distribution that queries and support come from, or any upper bound on it. From
+        a sample, take `population_neural_collapse`; its `neural_collapse` is too small. In terms
+        of geometric complexity:
         `nearest_mean_error_bound(neural_collapse_bound(class_gc, stats, poincare_constant=c)
         .per_class, num_classes)`.
-      num_classes: k, the classes a query is told apart among; in episodes the number of ways.
-      num_shots: n support examples a class; None for exact class means.
+      num_classes: k, the number of classes that a query may belong to; in episodes the number of
+        ways.
+      num_shots: n, the number of support examples per class; None for exact class means.
 
     Returns:
       Scalar in [0, 1]; 1 for an infinite `nc`, NaN for NaN.
 
     Raises:
-      ValueError: `num_classes` below 2, `num_shots` below 1, or negative `nc` (outside jit; under
-        jit NaN).
+      ValueError: `num_classes` is below 2, `num_shots` is below 1, or `nc` is negative (outside
+        jit; under jit NaN).
     """
     num_classes = check_whole(num_classes, 2, "num_classes")
     if num_shots is not None:
@@ -281,7 +282,7 @@ def nearest_mean_error_bound(
 
 
 def _checked_class_gc(class_gc: Array, stats: ClassStatistics) -> Float[Array, "C"]:
-    """GC_i with 0 for classes that `stats` has no example of."""
+    """Returns GC_i, with 0 for classes without an example in `stats`."""
     class_gc = as_floating(class_gc, "class_gc")
     if class_gc.shape != stats.counts.shape:
         raise ValueError(f"class_gc of shape {class_gc.shape} for {stats.counts.size} classes")

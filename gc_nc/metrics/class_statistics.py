@@ -2,10 +2,10 @@
 
 Per class i: n_i = sum w,  mu_i = sum w z / n_i,  S_i = sum w |z - mu_i|^2,  v_i = S_i / n_i.
 
-Centred throughout (Chan, Golub, LeVeque 1983; Welford 1962): E[z^2] - E[z]^2 loses everything when
-the mean is large against the spread. What long streams add up is held as the unevaluated sum of two
-floats (Dekker 1971), a value and its residual: the distance of two close means is right whatever
-their norm and whichever examples came first, and counts pass 2^24.
+All sums are centred (Chan, Golub, LeVeque 1983; Welford 1962), because E[z^2] - E[z]^2 loses all
+digits when the mean is much larger than the spread. Running totals are kept as the unevaluated sum
+of two floats (Dekker 1971), a value and its residual. So the distance between two close means is
+right whatever their norm and whichever examples came first, and counts can exceed 2^24.
 """
 
 from typing import NamedTuple
@@ -24,8 +24,8 @@ from gc_nc.array_types import (
 )
 from gc_nc.metrics.argument_checks import check_flag, check_rows, counted_rows
 
-#: Rows that the CPU takes at a time, at least: what is computed from them stays in its cache, and
-#: a (B, K) array for every step would cost more time in page faults than in arithmetic.
+#: The least number of rows that the CPU takes at a time. What is computed from them stays in its
+#: cache; a (B, K) array for every step would cost more time in page faults than in arithmetic.
 _CPU_BLOCK_ROWS = 2048
 
 
@@ -38,13 +38,13 @@ class ClassStatistics(NamedTuple):
       mean_offsets: (C, K) mu_i - origin; 0 for classes without an example.
       squared_deviations: (C,) S_i = sum w |z - mu_i|^2.
       scatter: (K, K) sum over all classes of w (z - mu_i)(z - mu_i)^T, or None.
-      num_out_of_range: rows of positive weight whose label is not in 0..C-1; they count nowhere
-        else.
-      count_residuals: (C,) what rounding left of `counts`.
-      mean_offset_residuals: (C, K) the same of `mean_offsets`. Differences of means need both:
-        (a - b) + (residual of a - residual of b).
-      squared_deviation_residuals: (C,) the same of `squared_deviations`.
-      scatter_residual: (K, K) the same of `scatter`, or None.
+      num_out_of_range: number of rows of positive weight whose label is not in 0..C-1; no other
+        field includes them.
+      count_residuals: (C,) what rounding took from `counts`.
+      mean_offset_residuals: (C, K) what rounding took from `mean_offsets`. Differences of means
+        need both: (a - b) + (residual of a - residual of b).
+      squared_deviation_residuals: (C,) what rounding took from `squared_deviations`.
+      scatter_residual: (K, K) what rounding took from `scatter`, or None.
     """
 
     counts: Float[Array, "C"]
@@ -60,7 +60,7 @@ class ClassStatistics(NamedTuple):
 
     @property
     def present(self) -> Bool[Array, "C"]:
-        """Which classes have an example; those with an invalid weight, whose count is NaN, too."""
+        """Which classes have an example; includes those whose count is NaN (invalid weight)."""
         return self.counts != 0
 
     @property
@@ -76,7 +76,7 @@ class ClassStatistics(NamedTuple):
 
     @property
     def variances(self) -> Float[Array, "C"]:
-        """Class variances v_i, population, summed over dimensions; NaN without an example."""
+        """Population class variances v_i, summed over dimensions; NaN without an example."""
         return with_nan(~self.present, self.known_variances)
 
     @property
@@ -89,7 +89,7 @@ class ClassStatistics(NamedTuple):
 def init_class_statistics(
     num_classes: int, embedding_dim: int, *, scatter: bool = False
 ) -> ClassStatistics:
-    """Statistics of nothing.
+    """Statistics of no examples, to which batches are added.
 
     Args:
       num_classes: C, at least 1; labels are 0..C-1.
@@ -97,7 +97,7 @@ def init_class_statistics(
       scatter: whether to gather the pooled (K, K) scatter too.
 
     Raises:
-      ValueError: `num_classes` or `embedding_dim` below 1 or not whole.
+      ValueError: `num_classes` or `embedding_dim` is below 1 or not a whole number.
     """
     num_classes = check_whole(num_classes, 1, "num_classes")
     embedding_dim = check_whole(embedding_dim, 1, "embedding_dim")
@@ -121,10 +121,10 @@ def init_class_statistics(
 
 
 def as_statistics(stats: ClassStatistics, name: str = "stats") -> ClassStatistics:
-    """Class statistics in float32, whatever they were kept in.
+    """Returns class statistics in float32, whatever their dtype was.
 
     Raises:
-      ValueError: anything else.
+      ValueError: `stats` is not a ClassStatistics.
     """
     if not isinstance(stats, ClassStatistics):
         raise ValueError(
@@ -148,22 +148,22 @@ def update_class_statistics(
     *,
     weights: Shaped[Array, "B"] | None = None,
 ) -> ClassStatistics:
-    """Adds a batch.
+    """Returns the statistics with a batch of examples added.
 
     Args:
-      stats: what was gathered so far.
-      embeddings: (B, K); all real numbers are cast to float32.
+      stats: class statistics of the examples so far.
+      embeddings: (B, K) embeddings; all real numbers are cast to float32.
       labels: (B,) integers in 0..C-1.
-      weights: (B,) not negative, 1 each by default. A row of weight 0 counts nowhere and may hold
-        any label and any embedding, NaN included.
+      weights: (B,) weights that are not negative, 1 each by default. A row of weight 0 is ignored
+        and may have any label and any embedding, NaN included.
 
     Raises:
-      ValueError: shapes that do not fit, labels that are not integers, or (outside jit) a label out
-        of range, or a weight that is negative or not finite. Under jit a label out of range counts
-        in `num_out_of_range` and nowhere else, and a bad weight gives its class NaN. An embedding
-        that is not finite gives NaN to its own class.
+      ValueError: shapes do not fit, labels are not integers, or (outside jit) a label is out of
+        range or a weight is negative or not finite. Under jit a row whose label is out of range is
+        only counted in `num_out_of_range`, and an invalid weight gives NaN for its class. An
+        embedding that is not finite gives NaN for its own class.
 
-    jit narrows 64-bit labels to 32 bits before this function sees them: check those outside.
+    jit narrows 64-bit labels to 32 bits before this function sees them: check those outside jit.
     """
     stats = as_statistics(stats)
     num_classes, embedding_dim = stats.mean_offsets.shape
@@ -181,7 +181,7 @@ def merge_class_statistics(a: ClassStatistics, b: ClassStatistics) -> ClassStati
     n = n_a + n_b,  d = mu_b - mu_a,  mu = mu_a + d n_b / n,  S = S_a + S_b + |d|^2 n_a n_b / n.
 
     Raises:
-      ValueError: another number of classes or dimensions, or only one of the two has the scatter.
+      ValueError: the numbers of classes or dimensions differ, or only one of the two has a scatter.
     """
     a, b = as_statistics(a, "a"), as_statistics(b, "b")
     if a.mean_offsets.shape != b.mean_offsets.shape:
@@ -199,7 +199,7 @@ def _merge_about_one_origin(a: ClassStatistics, b: ClassStatistics) -> ClassStat
     counts = _add((a.counts, a.count_residuals), (b.counts, b.count_residuals))
     share_b = b.counts / jnp.where(counts[0] != 0, counts[0], 1)
     both = a.counts * share_b
-    # Where one side is empty the other's mean passes through untouched.
+    # Where one side is empty, the mean of the other is kept unchanged.
     delta = (means_b[0] - means_a[0]) + (means_b[1] - means_a[1])
     delta = jnp.where((both != 0)[:, None], delta, 0)
     present_a = a.present[:, None]
@@ -230,7 +230,7 @@ def _merge_about_one_origin(a: ClassStatistics, b: ClassStatistics) -> ClassStat
     )
 
 
-# Compiled as a whole for callers outside jit too, where blocks would run operation by operation.
+# Jitted for callers outside jit, where each operation of a block would be run on its own.
 @jax.jit
 def _add_rows(
     stats: ClassStatistics,
@@ -238,11 +238,11 @@ def _add_rows(
     labels: Int[Array, "B"],
     weights: Float[Array, "B"],
 ) -> ClassStatistics:
-    """Adds rows whose labels are in range, a block at a time on the CPU."""
+    """Adds rows whose labels are in range; on the CPU, a block at a time."""
     num_rows, num_classes = labels.size, stats.counts.size
     if num_rows == 0:
         return stats
-    # Every block is merged into (C, K) arrays, so it should hold several times C rows. Accelerators
+    # Every block is merged into (C, K) arrays, so it should have several times C rows. Accelerators
     # take all rows at once: they reuse memory, and a loop would gather a sharded batch.
     on_cpu = jax.default_backend() == "cpu"
     most = max(_CPU_BLOCK_ROWS, 4 * num_classes) if on_cpu else num_rows
@@ -258,8 +258,8 @@ def _add_rows(
         block = _block_statistics(*block, stats)
         return _merge_about_one_origin(stats._replace(origin=block.origin), block)
 
-    # The first block outside the loop, so that the statistics enter it with the type of the data:
-    # their dtype, and under shard_map the axes along which they vary.
+    # The first block is added outside the loop, so that the statistics enter the loop with the
+    # type of the data: its dtype and, under shard_map, the axes along which it varies.
     stats = add_block(stats, 0, first)
     if num_blocks == 1:
         return stats
@@ -275,31 +275,31 @@ def _block_statistics(
     so_far: ClassStatistics,
 ) -> ClassStatistics:
     num_classes = so_far.counts.size
-    # Rows of weight 0 may hold anything, NaN included.
+    # Rows of weight 0 may contain anything, NaN included.
     embeddings = jnp.where((weights != 0)[:, None], embeddings, 0)
 
     def class_sums(values):
         return jax.ops.segment_sum(values, labels, num_classes)
 
     def of_rows(values):
-        # Labels are in range: bounds checked for every element would double the time.
+        # Labels are known to be in range, and checking every element would double the time.
         return values.at[labels].get(mode="promise_in_bounds")
 
     counts = class_sums(weights)
     present = (counts != 0)[:, None]
     safe_counts = jnp.where(present, counts[:, None], 1)
-    # Any centre near the class will do, hence no gradient. Differences from a near one are all but
-    # exact, so that centre + correction is the mean to far more digits than one float holds, and
-    # S_i is second order in the rounding. The mean so far, which saves a pass over the rows; a
-    # member of the class where there is none yet, or where the mean is as near to it as the
-    # rounding of a long sum, so that equal embeddings have exactly their value as mean.
+    # Any centre near the class will do, so it needs no gradient. Differences from a near centre are
+    # almost exact, so centre + correction is the mean to far more digits than one float has, and
+    # S_i is second order in the rounding. The centre is the mean so far, which saves a pass over
+    # the rows. It is a member of the class if there is no mean yet, or if the two differ by no more
+    # than the rounding of a long sum; so the mean of equal embeddings is exactly their value.
     means = so_far.origin[None] + (so_far.mean_offsets + so_far.mean_offset_residuals)
     rows = jnp.where(weights != 0, jnp.arange(labels.size, dtype=jnp.int32), labels.size)
     first = jax.ops.segment_min(rows, labels, num_classes)
     members = embeddings[jnp.minimum(first, labels.size - 1)]
     known = so_far.present[:, None] & (jnp.abs(members - means) > 1e-5 * jnp.abs(members))
     centers = jax.lax.stop_gradient(jnp.where(known, means, members))
-    # A block of their own: summed and squared in one pass while in cache.
+    # The barrier keeps them one array, which is summed and squared in one pass while in cache.
     deviations = jax.lax.optimization_barrier(embeddings - of_rows(centers))
     corrections = _rounded(class_sums(deviations * weights[:, None]) / safe_counts)
 
@@ -314,8 +314,8 @@ def _block_statistics(
         squares = sum_of_squares(deviations)
         scatter = _outer_sum(deviations * weights[:, None], deviations)
     else:
-        # S_i = sum w |z - c|^2 - n_i |mu_i - c|^2 spares a pass where the centre is near enough
-        # for the difference to keep its digits (Chan, Golub, LeVeque 1983, section 3).
+        # S_i = sum w |z - c|^2 - n_i |mu_i - c|^2 saves a pass if the centre is near enough for
+        # the difference to keep its digits (Chan, Golub, LeVeque 1983, section 3).
         about_centers = sum_of_squares(deviations)
         shifts = counts * jnp.sum(corrections**2, axis=1)
         squares = jax.lax.cond(
@@ -327,7 +327,7 @@ def _block_statistics(
 
     known_counts = jnp.where(jnp.isfinite(counts), counts, 0)
     safe_total = jnp.where(jnp.any(known_counts != 0), jnp.sum(known_counts), 1)
-    # A class that is not finite must not reach the others.
+    # A class that is not finite must not affect the others.
     means = centers + corrections
     finite = jnp.where(jnp.isfinite(means) & present, means, 0)
     origin = _rounded(jnp.sum(finite * known_counts[:, None], axis=0) / safe_total)
@@ -348,7 +348,7 @@ def _block_statistics(
 
 
 def _about(origin: Float[Array, "K"], stats: ClassStatistics) -> ClassStatistics:
-    """The same statistics with the means as offsets from another origin."""
+    """Returns the same statistics with the means as offsets from another origin."""
     shift, shift_residual = two_sum(stats.origin, -origin)
     moved = _add(
         (stats.mean_offsets, stats.mean_offset_residuals), (shift[None], shift_residual[None])
@@ -358,26 +358,26 @@ def _about(origin: Float[Array, "K"], stats: ClassStatistics) -> ClassStatistics
 
 
 def _rounded(x: Array) -> Array:
-    """A product or quotient rounded to a bit less than its format, the same for all who read it.
+    """Rounds a product or quotient to one bit less than its format, so that all its uses agree.
 
-    XLA may compute a product again in each kernel that uses it and fuse it with the addition there
-    (FMA), unrounded: then value - rounded(value) is not what rounding left. It does keep its hands
-    off an explicit rounding, unless that is to the format itself.
+    XLA may compute a product again in each kernel that uses it and fuse it, unrounded, with an
+    addition (FMA); then value - rounded(value) is not the rounding error. XLA does not remove an
+    explicit rounding, unless it is to the format itself.
     """
     format_ = jnp.finfo(x.dtype)
     return jax.lax.reduce_precision(x, format_.nexp, format_.nmant - 1)
 
 
 def _add(a: tuple, b: tuple) -> tuple[Array, Array]:
-    """The sum of two numbers, each (value, residual), as such a pair."""
+    """Returns the sum of two (value, residual) pairs as such a pair."""
     total, residual = two_sum(a[0], b[0])
     return two_sum(total, residual + (a[1] + b[1]))
 
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """a + b rounded, and exactly what rounding left (Knuth, TAOCP 2, 4.2.2, theorem B).
+    """Returns a + b rounded, and its exact rounding error (Knuth, TAOCP 2, 4.2.2, theorem B).
 
-    A product among the terms must come through `_rounded`.
+    A term that is a product must first be passed through `_rounded`.
     """
     total = a + b
     b_rounded = total - a
@@ -385,7 +385,7 @@ def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def _outer_sum(left: Array, right: Array) -> Array:
-    """left^T right where it is symmetric: the quarter below the diagonal is not computed again."""
+    """Returns left^T right, which must be symmetric: the lower left quarter is not computed."""
     half = right.shape[1] // 2
 
     def product(rows, columns):

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from gc_nc.array_types import Array, as_scalar, is_known, with_nan
 from gc_nc.metrics.class_statistics import ClassStatistics, as_statistics
 
-# Smaller sums of squares may have lost terms to underflow.
+# Terms of sums of squares below this may have been lost to underflow.
 _SMALLEST_SQUARE = float(jnp.finfo(jnp.float32).tiny / jnp.finfo(jnp.float32).eps)
 
 
@@ -21,16 +21,16 @@ def cdnv_matrix(stats: ClassStatistics) -> Float[Array, "C C"]:
     variances summed over dimensions.
 
     Returns:
-      (C, C) symmetric. NaN on the diagonal, which is not defined, and for classes without an
-      example, or whose distance float32 cannot square (past 1e19, or below 3e-16 and not 0). Equal
-      means give inf, or NaN (0/0) where both variances are 0 too.
+      (C, C) symmetric. NaN on the diagonal, which is not defined, for classes without an example,
+      and where float32 cannot represent the squared distance (distances above 1e19, or below 3e-16
+      and not 0). Equal means give inf, or NaN (0/0) if both variances are 0 too.
     """
     stats = as_statistics(stats)
     return with_nan(~_ordered_pairs(stats), _cdnv_of_pairs(stats))
 
 
 def _cdnv_of_pairs(stats: ClassStatistics) -> Float[Array, "C C"]:
-    """V_ij of ordered pairs, 0 elsewhere."""
+    """Returns V_ij for ordered pairs, and 0 elsewhere."""
     variances = stats.known_variances
     numerator = variances[:, None] + variances[None, :]
     numerator = jnp.where(_ordered_pairs(stats), numerator, 0)
@@ -40,11 +40,11 @@ def _cdnv_of_pairs(stats: ClassStatistics) -> Float[Array, "C C"]:
 def neural_collapse(stats: ClassStatistics) -> Float[Array, ""]:
     """NC = 1 / (k (k - 1)) sum over ordered pairs i != j of V_ij (see `cdnv_matrix`).
 
-    0 is complete collapse. Two classes with equal means give inf (NaN where they do not vary).
+    0 is complete collapse. Two classes with equal means give inf (NaN if neither of them varies).
 
-    It is NC of the examples given. Of a distribution that n examples a class were drawn from it is
-    an estimate that is biased low, by a factor of about (1 - 1/n) / (1 + 2 NC / n), and 0 with one
-    example a class; `population_neural_collapse` corrects for that.
+    This is NC of the given examples. As an estimate for the distribution that they were drawn from,
+    n per class, it is too low by a factor of about (1 - 1/n) / (1 + 2 NC / n), and it is 0 with one
+    example per class; `population_neural_collapse` corrects for that.
 
     Raises:
       ValueError: fewer than two classes have an example (outside jit; under jit NaN).
@@ -62,13 +62,13 @@ def geometric_collapse(gc: Float[Array, ""] | float, stats: ClassStatistics) -> 
 
     Args:
       gc: geometric complexity of the embedding whose class statistics are `stats`; a scalar.
-      stats: gathered over the embeddings.
+      stats: class statistics of the embeddings.
 
     Returns:
       Scalar; inf where two class means are equal (NaN if gc is 0 as well).
 
     Raises:
-      ValueError: a `gc` that is no scalar or (outside jit; under jit NaN) negative; fewer than two
+      ValueError: `gc` is not a scalar or (outside jit; under jit NaN) is negative; fewer than two
         classes have an example (outside jit; under jit NaN).
     """
     gc, stats = as_scalar(gc, "gc"), as_statistics(stats)
@@ -79,12 +79,12 @@ def geometric_collapse(gc: Float[Array, ""] | float, stats: ClassStatistics) -> 
 
 
 def unless_too_few(value: Array, stats: ClassStatistics) -> Float[Array, ""]:
-    """NaN where fewer than two classes are present, which only under jit is not an error."""
+    """Returns NaN if fewer than two classes are present; outside jit that was an error before."""
     return with_nan(stats.num_present < 2, value)
 
 
 def number_of(pairs: Bool[Array, "C C"]) -> Float[Array, ""]:
-    """How many, at least 1."""
+    """Returns the number of pairs, or 1 if there are none."""
     return jnp.maximum(jnp.sum(pairs, dtype=jnp.float32), 1)
 
 
@@ -94,7 +94,7 @@ def _ordered_pairs(stats: ClassStatistics) -> Bool[Array, "C C"]:
 
 
 def checked_pairs(stats: ClassStatistics) -> Bool[Array, "C C"]:
-    """Which (i, j) are ordered pairs of present classes; refuses fewer than two classes."""
+    """Returns which (i, j) are pairs of present classes; raises if there are fewer than two."""
     num_present = stats.num_present
     if is_known(num_present) and num_present < 2:
         raise ValueError(
@@ -107,18 +107,18 @@ def checked_pairs(stats: ClassStatistics) -> Bool[Array, "C C"]:
 def squared_distances(stats: ClassStatistics) -> Float[Array, "C C"]:
     """|mu_i - mu_j|^2 for ordered pairs, 1 elsewhere so that dividing by it is harmless.
 
-    From differences, one class at a time: the Gram form |a|^2 + |b|^2 - 2ab cancels for close
-    means, and all differences at once would take C x C x K.
+    Differences are computed one class at a time: |a|^2 + |b|^2 - 2ab would lose the digits of close
+    means, and all differences at once would take C x C x K memory.
     """
     offsets, residuals = stats.mean_offsets, stats.mean_offset_residuals
 
-    # Recomputed for the gradient, which would keep the C x C x K differences.
+    # Recomputed for the gradient, which otherwise would keep all C x C x K differences.
     @jax.checkpoint
     def squared_distances_from(mean):
         differences = (offsets - mean[0][None]) + (residuals - mean[1][None])
         squares = jnp.sum(differences**2, axis=1)
-        # Out of the range of squares the distance is unknown: inf would read as complete collapse,
-        # and what is left of a tiny one is rounding.
+        # A distance whose square is out of range is unknown: inf would look like complete collapse,
+        # and the square of a tiny distance is mostly rounding error.
         differs = jnp.max(jnp.abs(differences), axis=1) > 0
         unknown = jnp.isinf(squares) | (differs & (squares < _SMALLEST_SQUARE))
         return squares, unknown

@@ -7,8 +7,8 @@ With k classes present, m_i = mu_i - mean_j mu_j (the unweighted mean) and M = [
   NC3  the head's columns become proportional to the m_i            |M / |M| - W / |W||^2
 
 All are dimensionless and 0 at complete collapse (NC4 is in `nearest_means`). Means that
-coincide are the opposite of collapse: they give inf, with a warning where the values are concrete
-(none can be raised while tracing). Lengths that rounding of the means alone can make count as 0.
+coincide are the opposite of collapse: they give inf, with a warning outside jit, since no warning
+can be given while tracing. Lengths that are within the rounding error of the means count as 0.
 """
 
 import warnings
@@ -27,11 +27,11 @@ _TINY = float(jnp.finfo(jnp.float32).tiny)
 
 
 class NC2(NamedTuple):
-    """How far k centred class means m_i are from a simplex ETF; every field is 0 at one.
+    """How far k centred class means m_i are from a simplex ETF, for which every field is 0.
 
     Attributes:
-      equinorm: std_i |m_i| / mean_i |m_i|, population.
-      equiangle: std of cos(m_i, m_j) over pairs i != j, population (equiangularity).
+      equinorm: std_i |m_i| / mean_i |m_i|, with the population std.
+      equiangle: population std of cos(m_i, m_j) over pairs i != j (equiangularity).
       maximal_angle: mean over pairs i != j of |cos(m_i, m_j) + 1 / (k - 1)| (maximal-angle
         equiangularity).
       etf_error: |G / |G|_F - (I - 11^T / k) / sqrt(k - 1)|_F, G = M^T M the Gram matrix.
@@ -46,24 +46,25 @@ class NC2(NamedTuple):
 def nc1(stats: ClassStatistics) -> Float[Array, ""]:
     """NC1 = tr(S_W pinv(S_B)) / k, S_W = scatter / N, S_B = 1/k sum_i m_i m_i^T.
 
-    Directions that the class means do not span (dead units, the rest of a large embedding) count
-    nowhere: that is the pseudo-inverse's doing. It is taken from the singular values of the (C, K)
-    means, which are as accurate as float32 can hold; those up to 8 eps sqrt(sum_i |m_i|^2 + v_i),
-    twice the rounding of all means together, count as 0, so the rank is at most k - 1. Memory is
-    O(C K + K^2).
+    Because of the pseudo-inverse, directions that the class means do not span (such as dead units)
+    are ignored. It is computed from the singular values of the (C, K) means, which are as accurate
+    as float32 allows. Those up to 8 eps sqrt(sum_i |m_i|^2 + v_i), twice the rounding of all means
+    together, count as 0, so the rank is at most k - 1. Memory is O(C K + K^2).
 
     Args:
-      stats: gathered with `scatter=True`.
+      stats: class statistics of the embeddings, gathered with `scatter=True`.
 
     Returns:
-      Scalar. inf where two present means coincide, exactly or up to the rounding above: their
-      difference would fall to the pseudo-inverse and read as collapse. NaN where nothing varies as
-      well (0 / 0), where the statistics are not finite, and where float32 cannot hold what the
-      scatter has along the means: embeddings of scale 1e-18, say, or a spread across the means that
-      is some 9,000 times that along one of them. Differentiable at constant rank.
+      Scalar. inf where two present means coincide, exactly or up to the rounding above: the
+      pseudo-inverse would drop their difference, and the value would look like collapse. NaN if
+      nothing varies either (0 / 0), if the statistics are not finite, and if float32 cannot resolve
+      the scatter along the means, for example because embeddings have scale 1e-18 or because the
+      spread across the means is about 9,000 times the spread along one of them. Differentiable
+      where the rank is constant.
 
     Raises:
-      ValueError: no scatter; fewer than two classes present (outside jit; under jit NaN).
+      ValueError: `stats` has no scatter; fewer than two classes are present (outside jit; under jit
+        NaN).
     """
     stats = as_statistics(stats)
     if stats.scatter is None:
@@ -71,7 +72,7 @@ def nc1(stats: ClassStatistics) -> Float[Array, ""]:
     check_enough_classes(stats)
     means, scale, rounding = centred_means(stats)
     inverse = _pseudo_inverse(means, 2 * jnp.sqrt(_at_least_two(stats)) * rounding)
-    # pinv of the unscaled means: its square, like that of the scale, may be out of range.
+    # This is pinv of the unscaled means; its square may be out of range, as may that of the scale.
     unscaled = inverse / scale
     within = stats.scatter / _at_least_one(jnp.sum(stats.counts))
     value = jnp.sum(unscaled * jnp.matmul(within, unscaled, precision="highest"))
@@ -80,9 +81,9 @@ def nc1(stats: ClassStatistics) -> Float[Array, ""]:
     variance = jnp.trace(within)
     varies = safe_sqrt(variance) > rounding * scale
     degenerate = with_nan(~(varies & jnp.isfinite(variance)), jnp.full_like(value, jnp.inf))
-    # What products below the smallest normal number, flushed to 0, can have taken away.
+    # The most that can be lost because products below the smallest normal number are flushed to 0.
     lost = _TINY * means.shape[1] * jnp.sum(unscaled**2)
-    # And what the rounding of a scatter mostly outside of the means' span puts into it.
+    # What rounding can add if most of the scatter lies outside of the span of the means.
     unresolved = _EPS / 10 * variance * jnp.sum(unscaled**2)
     known = jnp.isfinite(value) & (value >= unresolved) & (lost <= 1e-6 * value + _EPS**2)
     value = jnp.where(coincide, degenerate, with_nan(~known, value))
@@ -93,21 +94,21 @@ def nc1(stats: ClassStatistics) -> Float[Array, ""]:
 def scatter_ratio(stats: ClassStatistics) -> Float[Array, ""]:
     """tr(S_W) / tr(S_B), S_W and S_B as in `nc1`: sum_i S_i / N over sum_i |m_i|^2 / k.
 
-    The simplest of NC1's kin: it needs neither the scatter nor any (K, K) matrix, and unlike NC1
-    counts what varies across the directions of the class means too. Dimensionless. Source: the
-    trace criterion of discriminant analysis (Fukunaga 1990, section 10.2).
+    This is the simplest relative of NC1: it needs neither the scatter nor any (K, K) matrix and,
+    unlike NC1, includes variance in directions that the class means do not span. Dimensionless.
+    Source: the trace criterion of discriminant analysis (Fukunaga 1990, section 10.2).
 
     Returns:
-      Scalar; inf where all means coincide (NaN where nothing varies either).
+      Scalar; inf where all means coincide (NaN if nothing varies either).
 
     Raises:
-      ValueError: fewer than two classes present (outside jit; under jit NaN).
+      ValueError: fewer than two classes are present (outside jit; under jit NaN).
     """
     stats = as_statistics(stats)
     check_enough_classes(stats)
     means, scale, rounding = centred_means(stats)
     between = jnp.sum(means**2) / _at_least_two(stats)
-    # In units of the means: squares of theirs may be out of range.
+    # Computed in units of the means, because their squares may be out of range.
     shares = stats.counts / _at_least_one(jnp.sum(stats.counts))
     within = jnp.sum(shares * (jnp.sqrt(stats.known_variances) / scale) ** 2)
     coincide = jnp.max(jnp.sum(means**2, axis=1)) <= rounding**2
@@ -120,15 +121,15 @@ def scatter_ratio(stats: ClassStatistics) -> Float[Array, ""]:
 def nc2(stats: ClassStatistics) -> NC2:
     """NC2: equinorm, equiangle, maximal_angle and etf_error of the centred class means; see `NC2`.
 
-    Papyan et al. plot the first three; the ETF error compares the whole Gram matrix. All are free
-    of scale, rotation and shift. Two classes are always a simplex ETF.
+    Papyan et al. plot the first three; the ETF error compares the whole Gram matrix. None of them
+    depends on scale, rotation or shift. Two classes are always a simplex ETF.
 
     Returns:
-      NC2. All inf where all means coincide. Only the two angle fields are inf where one mean lies
-      at the centre, because it has no direction. NaN where the statistics are not finite.
+      NC2. All fields are inf where all means coincide. Only the two angle fields are inf where one
+      mean lies at the centre, because it has no direction. NaN where the statistics are not finite.
 
     Raises:
-      ValueError: fewer than two classes present (outside jit; under jit NaN).
+      ValueError: fewer than two classes are present (outside jit; under jit NaN).
     """
     stats = as_statistics(stats)
     check_enough_classes(stats)
@@ -176,19 +177,19 @@ def nc2(stats: ClassStatistics) -> NC2:
 def nc3(stats: ClassStatistics, head_kernel: Shaped[Array, "rows columns"]) -> Float[Array, ""]:
     """NC3, self-duality error: |M / |M|_F - W / |W|_F|_F^2, between 0 and 4.
 
-    M is (K, k), the centred means; W is (K, k), the head's columns of the classes present, not
-    centred. 0 where the head's columns are one positive multiple of the centred means.
+    M (K, k) are the centred means, and W (K, k) are the head's columns of the classes present,
+    which are not centred. It is 0 where W is a positive multiple of M.
 
     Args:
-      stats: of the embeddings that enter the head.
-      head_kernel: (K, C) as Flax keeps it; torch keeps (C, K), which must be transposed.
+      stats: class statistics of the embeddings that enter the head.
+      head_kernel: (K, C) kernel, as Flax stores it; torch stores (C, K), which must be transposed.
 
     Returns:
       Scalar. inf where all means coincide; NaN where the head is 0 or not finite.
 
     Raises:
-      ValueError: a kernel of another shape; fewer than two classes present (outside jit; under jit
-        NaN).
+      ValueError: `head_kernel` does not have shape (K, C); fewer than two classes are present
+        (outside jit; under jit NaN).
     """
     stats = as_statistics(stats)
     head = checked_head(head_kernel, stats)
@@ -206,7 +207,7 @@ def nc3(stats: ClassStatistics, head_kernel: Shaped[Array, "rows columns"]) -> F
 
 
 def checked_head(head_kernel: Array, stats: ClassStatistics) -> Float[Array, "C K"]:
-    """The head's columns as rows, 0 for absent classes; refuses a kernel of another shape."""
+    """Returns the head's columns as rows, 0 for absent classes; raises unless it is (K, C)."""
     num_classes, embedding_dim = stats.mean_offsets.shape
     head_kernel = as_floating(head_kernel, "head_kernel")
     if head_kernel.shape != (embedding_dim, num_classes):
@@ -219,7 +220,7 @@ def checked_head(head_kernel: Array, stats: ClassStatistics) -> Float[Array, "C 
 
 
 def check_enough_classes(stats: ClassStatistics) -> None:
-    """Raises ValueError for concrete statistics with fewer than two classes present."""
+    """Raises ValueError if fewer than two classes are present, unless `stats` is traced."""
     num_present = stats.num_present
     if is_known(num_present) and num_present < 2:
         raise ValueError(
@@ -229,34 +230,34 @@ def check_enough_classes(stats: ClassStatistics) -> None:
 
 
 def _at_least_two(stats: ClassStatistics) -> Float[Array, ""]:
-    """k, where there is anything to compare."""
+    """Returns k, or 2 if fewer classes are present."""
     return jnp.maximum(stats.num_present, 2).astype(jnp.float32)
 
 
 def _at_least_one(count: Float[Array, ""]) -> Float[Array, ""]:
-    """A count, or 1 for none."""
+    """Returns a count, or 1 if it is 0."""
     return jnp.where(count == 0, 1, count)
 
 
 def warn_if(condition: Bool[Array, ""], message: str) -> None:
-    """Warns of a condition that is known to hold, in the name of the caller's caller."""
+    """Warns if a condition is known to hold; the warning points to the caller's caller."""
     if is_known(condition) and bool(condition):
         warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def safe_sqrt(x: Array) -> Array:
-    """Square root whose gradient at 0 is 0, not NaN."""
+    """Returns the square root, with gradient 0 instead of NaN at 0."""
     return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
 
 
 def centred_means(
     stats: ClassStatistics,
 ) -> tuple[Float[Array, "C K"], Float[Array, ""], Float[Array, ""]]:
-    """(m_i / scale, scale, rounding of one m_i / scale); rows of absent classes are 0.
+    """Returns (m_i / scale, scale, rounding of one m_i / scale); rows of absent classes are 0.
 
-    The scale is near the largest |entry|, so that squares stay in range. Everything is NaN where a
-    mean or a variance is not finite. The rounding is 4 eps sqrt(mean_i |m_i|^2 + v_i): a mean is
-    exact to about an eps of its distance from the centre and of the spread of its examples.
+    The scale is near the largest |entry|, so that squares stay in range. Everything is NaN if a
+    mean or a variance is not finite. The rounding is 4 eps sqrt(mean_i |m_i|^2 + v_i), because the
+    error of a mean is about eps times its distance from the centre and the spread of its examples.
     """
     present = stats.present[:, None]
     k = jnp.maximum(stats.num_present, 1).astype(jnp.float32)
@@ -267,9 +268,9 @@ def centred_means(
     largest = with_nan(~jnp.isfinite(largest), jnp.where(largest > 0, largest, 1))
     deviations = deviations / largest
 
-    # Any nearby point serves first, if all are held against the same one; what it lacks of the
-    # centre follows from differences, which are small and so all but exact. Scaled only then:
-    # the quotients of large offsets would be rounded.
+    # First, all means are taken relative to one point near the centre; its distance from the centre
+    # then follows from differences, which are small and so almost exact. The differences are
+    # scaled, not the offsets, because quotients of large offsets would be rounded.
     near = largest * (jnp.sum(offsets / largest, axis=0, keepdims=True) / k)
     means = jnp.where(present, ((offsets - near) + residuals) / largest, 0)
     means = jnp.where(present, means - jnp.sum(means, axis=0, keepdims=True) / k, 0)
@@ -282,18 +283,20 @@ def centred_means(
 
 @jax.custom_jvp
 def _pseudo_inverse(means: Float[Array, "C K"], cutoff: Float[Array, ""]) -> Float[Array, "K C"]:
-    """pinv with singular values up to `cutoff` taken as 0."""
+    """Returns the pseudo-inverse, with singular values up to `cutoff` taken as 0."""
     left, singular, right = jnp.linalg.svd(means, full_matrices=False)
     kept = singular > cutoff
     inverse = jnp.where(kept, 1 / jnp.where(kept, singular, 1), 0)
-    # A comparison with NaN would drop every direction and read as 0.
+    # A comparison with NaN is False, so every direction would be dropped and the result be 0.
     inverse = with_nan(jnp.isnan(singular), inverse)
     return jnp.matmul(right.T * inverse[None], left.T, precision="highest")
 
 
 @_pseudo_inverse.defjvp
 def _pseudo_inverse_jvp(primals, tangents):
-    """Golub and Pereyra 1973: constant rank; no gaps of singular values, so safe at an ETF.
+    """The derivative at constant rank (Golub and Pereyra 1973).
+
+    It does not divide by gaps between singular values, so it is finite at an ETF, where they are 0.
 
     dX = -X dM X + X X^T dM^T (I - M X) + (I - X M) dM^T X^T X.
     """
@@ -314,10 +317,10 @@ def _some_means_coincide(
     inverse: Float[Array, "K C"],
     rounding: Float[Array, ""],
 ) -> Bool[Array, ""]:
-    """Whether float32 cannot tell two present class means apart.
+    """Returns whether float32 cannot tell two present class means apart.
 
-    Either they are as close as their own rounding, or most of their difference lies in directions
-    that the pseudo-inverse dropped. Means on a line, or in any other subspace, do not coincide.
+    Either they are closer than their own rounding error, or most of their difference lies in
+    directions that the pseudo-inverse dropped. Different means on a line do not coincide.
     """
     means, inverse, rounding = jax.lax.stop_gradient((means, inverse, rounding))
     numbers = jnp.arange(present.size, dtype=jnp.int32)
@@ -337,5 +340,5 @@ def _some_means_coincide(
 
         return jnp.any(jax.lax.map(coincides_with_a_later_one, numbers))
 
-    # At full rank no two coincide, and the search over pairs costs O(C^2 K).
+    # At full rank no two means coincide, so the search over pairs, O(C^2 K), can be skipped.
     return jax.lax.cond(full_rank, lambda: jnp.zeros_like(full_rank), search)

@@ -1,10 +1,10 @@
-"""Examples of a large set in a random order, and Jacobian products of them, computed once each.
+"""Examples of a large set in a random order, and their Jacobian products, each computed once.
 
-The products are random signs in a basis of the example's own: c = Q s + (I - Q Q^T) v, with s and v
-random signs and Q an orthonormal basis of the embedding z and of the main directions in which
-embeddings vary, cut down to the units that are not 0. E[c c^T] = I whatever Q, so |J^T c|^2 is
-unbiased, and its variance is twice the squared off-diagonal of J J^T in that basis (and in Q's
-complement). Q comes near its main eigenvectors.
+A probe has random signs in a basis that depends on the example: c = Q s + (I - Q Q^T) v. Here s
+and v are random signs, and Q is an orthonormal basis of the embedding z and of the main directions
+in which embeddings vary, restricted to the units of z that are not 0. E[c c^T] = I for every Q, so
+|J^T c|^2 is unbiased. Its variance is twice the sum of the squared off-diagonal entries of J J^T in
+that basis (and in the complement of Q); it is small because Q is close to the main eigenvectors.
 """
 
 import dataclasses
@@ -20,21 +20,22 @@ from gc_nc.metrics import jacobian_products as products
 from gc_nc.metrics.jacobian_estimators import random_signs
 from gc_nc.metrics.jacobians import squared_jacobian_norms
 
-#: Examples that one compiled program takes.
+#: The number of examples that a compiled program takes at a time.
 CHUNK = 32
-# Of the embeddings of so many examples, so many main directions; the gain is flat around both.
+# How many embeddings the main directions are taken from, and how many directions; the gain hardly
+# changes around either value.
 _DIRECTION_EXAMPLES, _NUM_DIRECTIONS = 64, 8
 
 
 class DrawnSample:
-    """Examples in a random order, with what their probes gave; only what is missing is computed."""
+    """Examples in a random order, with the results of their probes; computes only missing ones."""
 
     def __init__(self, embed_fn, inputs, key, full_rank, max_products):
-        """`full_rank` products give an example's norm exactly; None sets no limit to products."""
+        """`full_rank` products give the exact norm; `max_products` is a limit, or None."""
         order_key, self._probe_key = jax.random.split(key)
         self.order = np.asarray(jax.random.permutation(order_key, inputs.shape[0]))
         self.full_rank = full_rank
-        #: Products that may still be spent.
+        #: The number of products that may still be spent.
         self.left = math.inf if max_products is None else max_products
         self.num_products = 0
         self._embed_fn, self._inputs = embed_fn, inputs
@@ -43,11 +44,11 @@ class DrawnSample:
         self._directions = None
 
     def affords(self, num_examples: int, num_probes: int) -> bool:
-        """Whether the budget lasts for such a draw."""
+        """Returns whether the budget suffices for that many probes of that many examples."""
         return self.affordable(num_examples, num_probes) == num_examples
 
     def affordable(self, num_examples: int, num_probes: int) -> int:
-        """How many of the examples the budget lasts for."""
+        """Returns for how many of the examples the budget suffices."""
         there, left = len(self._norms), self.left
         if num_probes < self.full_rank:
             there, num_there = self._probed.shape
@@ -57,7 +58,7 @@ class DrawnSample:
         return int(min(num_examples, there + left // num_probes))
 
     def draw(self, num_examples: int, num_probes: int) -> np.ndarray:
-        """(n, m): squares of each probe; (n, 1), exact norms, for full rank."""
+        """Returns the squares of each probe (n, m); for full rank, the exact norms (n, 1)."""
         if num_probes == self.full_rank:
             first = len(self._norms)
             if first < num_examples:
@@ -88,10 +89,10 @@ class DrawnSample:
         return as_floating(self._inputs[self.order[places]], "inputs")
 
     def _chunks(self, first, last, size, auxiliary_of, block):
-        """The block's values of examples in the drawn order, `size` at a time."""
+        """Returns a block's values for examples in the drawn order, `size` at a time."""
         values = []
         for start in range(first, last, size):
-            # The remainder is filled up, which keeps the program's shape.
+            # The last chunk is padded, so that all chunks run the same program.
             places = np.minimum(np.arange(start, start + size), last - 1)
             auxiliary = auxiliary_of(self.order[places])
             chunk = self._compiled(self._examples(places), auxiliary, 0, block=block)
@@ -123,7 +124,7 @@ def _example_keys(key, rows):
 
 
 def _main_directions(embeddings: np.ndarray) -> jax.Array:
-    """(K, q): principal directions; any others are as right, if not as good."""
+    """Returns the principal directions (K, q); any others give a valid, if less precise, result."""
     size = np.max(np.abs(embeddings))
     if not (np.isfinite(size) and size > 0):
         return jnp.eye(embeddings.shape[1], _NUM_DIRECTIONS, dtype=jnp.float32)
@@ -135,7 +136,7 @@ def _main_directions(embeddings: np.ndarray) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class _ProbeBlock:
-    """(n, m): |J^T c|^2 of m probes."""
+    """Computes |J^T c|^2 of m probes of each example, (n, m)."""
 
     num_probes: int
     first_probe: int

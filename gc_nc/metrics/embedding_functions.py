@@ -1,4 +1,4 @@
-"""The user's `embed_fn`: checked, and traced once for each shape of its inputs."""
+"""Checks the user's `embed_fn`, and traces it once for each shape of its inputs."""
 
 import math
 from functools import partial
@@ -23,22 +23,23 @@ _DEFAULT_CHUNK_SIZE = 32
 
 
 class Embedding:
-    """An `embed_fn` of one call of a metric.
+    """An `embed_fn`, during one call of a metric.
 
-    Its Python runs once for each shape of the inputs, and what that traced is replayed, so that all
-    blocks see the same weights. Inside a transformation of the caller's it is called as it is.
+    Its Python code runs once for each shape of the inputs, and the trace is replayed, so that all
+    blocks use the same weights. Inside a transformation of the caller, the function is called
+    directly.
 
     Attributes:
-      function: what the user gave.
+      function: the user's function.
       example: inputs of the shape that is differentiated at a time.
-      dim: K.
+      dim: K, the dimension of the embedding.
     """
 
     def __init__(self, function: EmbedFn, example: jax.Array):
-        """Traces it.
+        """Traces the function.
 
         Raises:
-          ValueError: it fails, or does not return real (B, K).
+          ValueError: the function fails, or does not return a real array (B, K).
         """
         self.function, self.example = function, example
         self._replays = outside_transformations()
@@ -60,7 +61,7 @@ class Embedding:
         return _replayed(traced.jaxpr, traced.consts, inputs)
 
     def program(self, inputs: jax.Array) -> Program | None:
-        """What it computes from inputs of this shape; None where that cannot be compared."""
+        """Returns what it computes from inputs of this shape; None if that cannot be compared."""
         if not self._replays:
             return None
         shape = jax.typeof(inputs)
@@ -69,16 +70,16 @@ class Embedding:
         return self._programs[shape]
 
     def has_forward_mode(self) -> bool:
-        """Whether it has Jacobian-vector products."""
+        """Returns whether it has Jacobian-vector products."""
         return self._derivative(self.example) is not None
 
     def replay(self, inputs: jax.Array) -> tuple["Replay", list] | None:
-        """What it computes from inputs of this shape, and the arrays that it closes over.
+        """Returns what it computes from inputs of this shape, and the arrays that it closes over.
 
-        None where that does not tell its derivative.
+        Returns None if its derivative does not follow from these.
         """
         derivative = self._derivative(inputs) if self._replays else None
-        # The rule of a jax.custom_jvp may close over arrays too, which no replay would change.
+        # The rule of a jax.custom_jvp may close over arrays too, which a replay cannot replace.
         if derivative is None or derivative.consts:
             return None
         return Replay(self.program(inputs), Program(derivative)), self._trace(inputs)[0].consts
@@ -97,14 +98,14 @@ class Embedding:
     def _trace(self, inputs) -> tuple[ClosedJaxpr, Any]:
         shape = jax.typeof(inputs)
         if shape not in self._traces:
-            # TF32 and bfloat16 passes would ruin the norms; this governs what was left open.
+            # TF32 and bfloat16 passes would ruin the norms; this applies where no precision is set.
             with jax.default_matmul_precision("highest"):
                 self._traces[shape] = trace(lambda x: _embed(self.function, x), inputs)
         return self._traces[shape]
 
 
 class Replay(NamedTuple):
-    """The operations of an `embed_fn`, equal to others of the same value and first derivative."""
+    """The operations of an `embed_fn`; equal if value and first derivative are computed equally."""
 
     value: Program
     derivative: Program
@@ -121,20 +122,21 @@ def _replayed(jaxpr, constants, inputs):
 def check_embedding(
     embed_fn: EmbedFn | Embedding, inputs: Array, chunk_size: int | None = None
 ) -> tuple[Embedding, jax.Array]:
-    """Returns the function of this call, and the inputs in a differentiable dtype.
+    """Returns an `Embedding` for this call, and the inputs in a differentiable dtype.
 
     Args:
-      embed_fn: of the user; one that is checked already stays as it is.
-      inputs: (B, *input).
-      chunk_size: as in `squared_jacobian_norms`.
+      embed_fn: the user's function; an `Embedding` is returned as it is.
+      inputs: (B, *input) inputs, at least one.
+      chunk_size: number of examples at a time, as in `squared_jacobian_norms`.
 
     Raises:
-      ValueError: no examples, a wrong `chunk_size`, or `embed_fn` does not return real (B, K).
+      ValueError: there are no examples, `chunk_size` is invalid, or `embed_fn` does not return a
+        real array (B, K).
     """
     check_function(embed_fn, "embed_fn", "(B, *input) -> (B, K)")
     inputs = as_floating(inputs, "inputs")
     if inputs.ndim == 0 or inputs.shape[0] == 0:
-        raise ValueError(f"inputs of shape {inputs.shape} hold no example; at least 1 is needed")
+        raise ValueError(f"inputs of shape {inputs.shape} have no examples; at least 1 is needed")
     chunk = chunk_length(inputs.shape[0], chunk_size)
     if isinstance(embed_fn, Embedding):
         return embed_fn, inputs
@@ -143,10 +145,10 @@ def check_embedding(
 
 
 def chunk_length(num_examples: int, chunk_size: int | None) -> int:
-    """Examples in a chunk: equal ones, which waste least on the remainder.
+    """Returns the number of examples per chunk: almost equal chunks need little padding.
 
     Raises:
-      ValueError: `chunk_size` below 1 or not whole.
+      ValueError: `chunk_size` is below 1 or not a whole number.
     """
     if chunk_size is not None:
         chunk_size = check_whole(chunk_size, 1, "chunk_size")

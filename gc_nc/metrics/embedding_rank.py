@@ -1,4 +1,4 @@
-"""How many directions an embedding uses: effective rank and participation ratio."""
+"""Effective rank and participation ratio: how many directions an embedding uses."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from gc_nc.array_types import Array, as_floating, as_weights, is_known, with_nan
 
 
 class EmbeddingRank(NamedTuple):
-    """Numbers of directions, 1 to min(K, B - 1); both are d where d of equal size are used.
+    """Numbers of directions, 1 to min(K, B - 1); both are d if d directions vary equally.
 
     Attributes:
       effective: exp of the entropy of the singular values.
@@ -31,20 +31,21 @@ def embedding_rank(
       effective     = exp(-sum p_i log p_i)           (Roy and Vetterli, EUSIPCO 2007)
       participation = (sum s_i^2)^2 / sum s_i^4       (Gao et al., bioRxiv 214262)
 
-    Free of scale, rotation and shift. A collapsed network of k balanced classes has k - 1 for both.
-    Neither counts what float32 rounds away: singular values below max(B, K) eps of the largest.
-    Takes O(B K min(B, K)) time.
+    Neither depends on scale, rotation or shift. For a collapsed network with k balanced classes
+    both are k - 1. Singular values below max(B, K) eps times the largest are rounding error and are
+    ignored. Takes O(B K min(B, K)) time.
 
     Args:
-      embeddings: (B, K); half precision and integers are cast to float32.
-      weights: (B,) not negative, 1 each by default. A row of weight 0 counts nowhere and may hold
-        anything, NaN included.
+      embeddings: (B, K) embeddings; half precision and integers are cast to float32.
+      weights: (B,) weights that are not negative, 1 each by default. A row of weight 0 is ignored
+        and may contain anything, NaN included.
 
     Returns:
-      EmbeddingRank; NaN where nothing varies or an embedding that counts is not finite.
+      EmbeddingRank; NaN if nothing varies or an embedding of positive weight is not finite.
 
     Raises:
-      ValueError: another shape, no example, bad or (outside jit; under jit NaN) all-zero weights.
+      ValueError: `embeddings` is not (B, K) with at least one example, weights are invalid, or
+        (outside jit; under jit NaN) all weights are 0.
     """
     embeddings = as_floating(embeddings, "embeddings")
     if embeddings.ndim != 2 or 0 in embeddings.shape:
@@ -58,8 +59,8 @@ def embedding_rank(
     shares = (weights / jnp.max(weights))[:, None]
     shares = shares / jnp.sum(shares)
     embeddings = jnp.where(shares > 0, embeddings, 0)
-    # About one of them first, and then in units of the largest: neither a mean that is far from 0
-    # nor squares may spoil the digits.
+    # One embedding is subtracted from all, and the results are divided by the largest, so that no
+    # digits are lost if the mean is far from 0 and no squares are out of range.
     offsets = jnp.where(shares > 0, embeddings - embeddings[jnp.argmax(weights)][None], 0)
     size = jnp.max(jnp.abs(offsets))
     offsets = offsets / jnp.where(size > 0, size, 1)

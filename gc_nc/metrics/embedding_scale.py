@@ -1,7 +1,7 @@
 """The size of an embedding, and geometric complexity relative to it.
 
-An embedding a times as large has a^2 times the geometric complexity, the same neural collapse and
-the same geometric collapse: GC alone does not tell a smooth embedding from a small one.
+An embedding that is a times as large has a^2 times the geometric complexity, but the same neural
+collapse and geometric collapse. So GC alone cannot tell a smooth embedding from a small one.
 """
 
 import jax.numpy as jnp
@@ -18,15 +18,15 @@ def squared_embedding_norm(stats: ClassStatistics) -> Float[Array, ""]:
     In (embedding unit)^2. It depends on where the origin lies; `squared_class_distance` does not.
 
     Args:
-      stats: gathered over the embeddings.
+      stats: class statistics of the embeddings.
 
     Returns:
-      Scalar; NaN of no example.
+      Scalar; NaN if there are no examples.
     """
     stats = as_statistics(stats)
     present = stats.present
     means = jnp.where(present[:, None], stats.means, 0)
-    # Averages throughout: sums over many examples lose digits, or leave the range of float32.
+    # Only averages are used, since sums over many examples lose digits or overflow float32.
     shares = stats.counts / jnp.sum(stats.counts)
     squares = jnp.sum(means**2, axis=1) + stats.known_variances
     return jnp.sum(shares * squares)
@@ -35,11 +35,11 @@ def squared_embedding_norm(stats: ClassStatistics) -> Float[Array, ""]:
 def squared_class_distance(stats: ClassStatistics) -> Float[Array, ""]:
     """1 / (k (k - 1)) sum over ordered pairs i != j of |mu_i - mu_j|^2.
 
-    The mean squared distance of two class means, in (embedding unit)^2; k is the number of classes
-    that have an example.
+    This is the mean squared distance between two class means, in (embedding unit)^2; k is the
+    number of classes that have an example.
 
     Args:
-      stats: gathered over the embeddings.
+      stats: class statistics of the embeddings.
 
     Returns:
       Scalar; 0 where all class means are equal.
@@ -49,7 +49,7 @@ def squared_class_distance(stats: ClassStatistics) -> Float[Array, ""]:
     """
     stats = as_statistics(stats)
     pairs = checked_pairs(stats)
-    # Averaged term by term: their sum may leave the range of float32.
+    # Divided before they are summed, because their sum may overflow float32.
     shares = jnp.where(pairs, squared_distances(stats), 0) / number_of(pairs)
     return unless_too_few(jnp.sum(shares), stats)
 
@@ -59,20 +59,20 @@ def relative_geometric_complexity(
 ) -> Float[Array, ""]:
     """GC / (mean squared distance of two class means): GC of an embedding of unit size.
 
-    Unlike GC the same for an embedding of any scale, as geometric collapse is: that one is k times
-    GC over the harmonic mean of the same squared distances, this one is GC over their arithmetic
-    mean, which no close pair of classes can drive up. In 1 / (input unit)^2. It is at most
-    1 / k times geometric collapse.
+    Unlike GC, but like geometric collapse, it does not depend on the scale of the embedding.
+    Geometric collapse is k times GC over the harmonic mean of the same squared distances; this is
+    GC over their arithmetic mean, so a single pair of close classes cannot make it large. In
+    1 / (input unit)^2. It is at most 1 / k times geometric collapse.
 
     Args:
       gc: geometric complexity of the embedding whose class statistics are `stats`; a scalar.
-      stats: gathered over the embeddings.
+      stats: class statistics of the embeddings.
 
     Returns:
       Scalar; inf where all class means are equal (NaN if gc is 0 as well).
 
     Raises:
-      ValueError: a `gc` that is no scalar or (outside jit; under jit NaN) negative; fewer than two
+      ValueError: `gc` is not a scalar or (outside jit; under jit NaN) is negative; fewer than two
         classes have an example (outside jit; under jit NaN).
     """
     return as_scalar(gc, "gc") / squared_class_distance(stats)

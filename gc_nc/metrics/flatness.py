@@ -1,12 +1,14 @@
 """Flatness of a loss surface: gradient norm, Hessian trace, top eigenvalue, SAM sharpness.
 
 `loss_fn` maps a parameter pytree to a scalar L(theta); g = dL/dtheta, H = d2L/dtheta2, all in
-float32 whatever the parameters are held in. Leaves are taken together as one vector, so the Hessian
-has as many rows as there are parameters. Its products H v are a linearised gradient; H is never
-formed. Run on one batch these are about that batch's loss: say which, and switch dropout off.
+float32 whatever the dtype of the parameters. All leaves together form one vector, so the Hessian
+has as many rows as there are parameters. Its products H v come from the linearised gradient; H is
+never formed. If `loss_fn` uses one batch, the values are about the loss of that batch: say which
+batch it is, and switch dropout off.
 
-Each call traces `loss_fn` anew, which takes milliseconds, and runs the program of all losses that
-compute the same, whatever they close over; inside the caller's own jit it is part of that program.
+Each call traces `loss_fn` again, which takes milliseconds. Losses that compute the same share a
+compiled program, whatever they close over; inside the caller's jit the loss is part of the caller's
+program.
 """
 
 from collections.abc import Callable
@@ -41,7 +43,7 @@ def squared_gradient_norm(loss_fn: LossFn, params: Any) -> Float[Array, ""]:
     Gradients below 1e-19 have squares that float32 flushes to 0.
 
     Raises:
-      ValueError: a loss that is not a real scalar, or parameters that are not floating point.
+      ValueError: the loss is not a real scalar, or a parameter is not floating point.
     """
     return _compile(loss_fn, params)(params, measure=_squared_gradient_norm)
 
@@ -53,28 +55,29 @@ def _squared_gradient_norm(loss, theta):
 def hessian_trace(loss_fn: LossFn, params: Any, key: Array, *, num_probes: int = 32) -> Estimate:
     """tr H by Hutchinson's estimator: the mean of v^T H v over random signs v.
 
-    Unbiased, with variance 2 sum_{i != j} H_ij^2 / num_probes (Hutchinson 1990), so exact where H
-    is diagonal. Costs `num_probes` Hessian products and memory for one at a time; under jit on the
-    CPU the products of a convolutional network are several times slower than outside.
+    It is unbiased, with variance 2 sum_{i != j} H_ij^2 / num_probes (Hutchinson 1990), so it is
+    exact if H is diagonal. It costs `num_probes` Hessian products, and memory for one at a time. On
+    the CPU, the products of a convolutional network are several times slower under jit than
+    outside.
 
     Args:
-      loss_fn: parameters to scalar loss.
+      loss_fn: function from parameters to a scalar loss.
       params: pytree of floating-point arrays.
-      key: of the probes.
-      num_probes: at least 1.
+      key: random key of the probes.
+      num_probes: number of probes, at least 1.
 
     Returns:
       Estimate(mean, sem); sem = std(ddof=1) / sqrt(num_probes) is over probes, not over examples,
       and NaN for one probe.
 
     Raises:
-      ValueError: `num_probes` below 1, and as `squared_gradient_norm`.
+      ValueError: `num_probes` is below 1; also in the cases of `squared_gradient_norm`.
     """
     num_probes, key = check_whole(num_probes, 1, "num_probes"), as_key(key)
     compiled = _compile(loss_fn, params)
     keys = jax.random.split(key, num_probes)
-    # One after the other: all at once would hold the activations of every probe. On the host where
-    # it can be, since XLA's CPU loops run convolutions several times slower than outside.
+    # One probe at a time: all at once would keep the activations of every probe in memory. The loop
+    # runs on the host if possible, since XLA's CPU loops make convolutions several times slower.
     if staged():
         values = jax.lax.map(lambda key: compiled(params, key, measure=_probed_trace), keys)
     else:
@@ -98,28 +101,30 @@ def hessian_top_eigenvalue(
 ) -> Float[Array, ""]:
     """The largest algebraic eigenvalue of H, by Lanczos with full reorthogonalisation.
 
-    Largest on the number line, not in magnitude: -1 for eigenvalues -5, -1. A Ritz value, so at
-    most the true one (up to rounding), which it reaches as `num_iterations` grows; it is exact
-    after as many iterations as H has different eigenvalues. From a random start (arXiv 1901.10159
-    does the same for whole spectra). Holds `num_iterations` vectors of the size of the parameters,
-    outside jit twice as many; its gradient holds their square, and is NaN where Lanczos ends early.
-    Under jit on the CPU a convolutional network's products are slower, as in `hessian_trace`.
+    It is the largest on the number line, not in magnitude: -1 for eigenvalues -5, -1. It is a Ritz
+    value, so it is at most the true eigenvalue (up to rounding) and approaches it as
+    `num_iterations` grows; it is exact after as many iterations as H has different eigenvalues. The
+    start is random (arXiv 1901.10159 does the same for whole spectra). Memory is `num_iterations`
+    vectors of the size of the parameters, twice as many outside jit. The gradient takes the square
+    of that number of vectors, and it is NaN if Lanczos ends early. On the CPU, the products of a
+    convolutional network are slower under jit, as in `hessian_trace`.
 
     Args:
-      loss_fn: parameters to scalar loss.
+      loss_fn: function from parameters to a scalar loss.
       params: pytree of floating-point arrays.
-      key: of the start vector.
-      num_iterations: Hessian products, at least 1; no more than the number of parameters are used.
+      key: random key of the start vector.
+      num_iterations: number of Hessian products, at least 1; no more than the number of parameters
+        are used.
 
     Returns:
       Scalar, in loss units / (parameter units)^2; 0 where H is 0, NaN where H is not finite.
 
     Raises:
-      ValueError: `num_iterations` below 1, and as `squared_gradient_norm`.
+      ValueError: `num_iterations` is below 1; also in the cases of `squared_gradient_norm`.
     """
     num_iterations, key = check_whole(num_iterations, 1, "num_iterations"), as_key(key)
     compiled = _compile(loss_fn, params)
-    # Ours and not matfree's, whose loop is compiled whole: see hessian_trace.
+    # Matfree's Lanczos is not used, since its loop is compiled, which is slow: see hessian_trace.
     if staged():
         return compiled(params, key, measure=partial(_top_in_a_program, num_iterations))
     start = compiled(params, key, measure=_start_vector)
@@ -153,7 +158,7 @@ def _top_in_a_program(num_iterations, loss, theta, key):
 def _top_eigenvalue(product, start, num_iterations, fori_loop):
     num_iterations = min(num_iterations, start.size)
     first = product(start)
-    # Lanczos squares the products, so they are brought near 1.
+    # Lanczos squares the products, so they are scaled to be near 1.
     size = jnp.max(jnp.abs(first))
     scale = jnp.where(size == 0, 1, size)
 
@@ -161,7 +166,7 @@ def _top_eigenvalue(product, start, num_iterations, fori_loop):
         return _add_vector(i, product(lanczos[0][i]) / scale, lanczos)
 
     lanczos = _first_vector(start, num_iterations=num_iterations)
-    # The first vector is the start, brought to length 1.
+    # The first vector is the start vector, normalised to length 1.
     lanczos = _add_vector(0, first / scale / jnp.linalg.norm(start), lanczos)
     _, projected = fori_loop(1, num_iterations, iterate, lanczos)
     return scale * _top_ritz_value(projected)
@@ -174,7 +179,7 @@ def _hessian_product(loss, theta):
 
 @partial(jax.jit, static_argnames="num_iterations")
 def _first_vector(start, *, num_iterations):
-    """(vectors (J, P), the first one of length 1; projected (J, J), 0)."""
+    """Returns vectors (J, P), of which the first is set, and the projected matrix (J, J) of 0."""
     vectors = varying_like(jnp.zeros((num_iterations, start.size), start.dtype), start)
     projected = varying_like(jnp.zeros((num_iterations, num_iterations), start.dtype), start)
     return vectors.at[0].set(start / jnp.linalg.norm(start)), projected
@@ -183,14 +188,15 @@ def _first_vector(start, *, num_iterations):
 @jax.jit
 @jax.default_matmul_precision("highest")
 def _add_vector(i, product, lanczos):
-    """Column i of the projected matrix and vector i + 1, from the product with vector i."""
+    """Adds column i of the projected matrix and vector i + 1, from the product with vector i."""
     vectors, projected = lanczos
     column = vectors @ product
     product = product - column @ vectors
-    # Twice: one pass leaves rounding along the earlier vectors.
+    # Done twice, because one pass leaves rounding errors along the earlier vectors.
     product = product - (vectors @ product) @ vectors
     length = jnp.linalg.norm(product)
-    # After the last vector there is no place for either. A length of 0 ends what counts.
+    # After the last vector both are dropped, as there is no place for them. A length of 0 marks the
+    # end of the part that is used.
     projected = projected.at[:, i].set(column.at[i + 1].set(length, mode="drop"))
     following = product / jnp.where(length == 0, 1, length)
     return vectors.at[i + 1].set(following, mode="drop"), projected
@@ -199,20 +205,21 @@ def _add_vector(i, product, lanczos):
 def sam_sharpness(loss_fn: LossFn, params: Any, *, rho: float = 0.05) -> Float[Array, ""]:
     """L(theta + rho g / |g|) - L(theta), and 0 where g = 0 (Foret et al., arXiv 2010.01412).
 
-    The first-order ascent step inside the ball of radius rho over all parameters together, not
-    the maximum over the ball. A difference of two losses: its rounding is about 1e-7 L.
+    This takes the first-order ascent step in the ball of radius rho over all parameters together;
+    it is not the maximum over the ball. It is a difference of two losses, so its rounding error is
+    about 1e-7 L.
 
     Args:
-      loss_fn: parameters to scalar loss.
+      loss_fn: function from parameters to a scalar loss.
       params: pytree of floating-point arrays.
-      rho: radius in parameter units, 0 or more.
+      rho: radius of the ball in parameter units, 0 or more.
 
     Returns:
-      Scalar, in loss units; negative where the step overshoots.
+      Scalar, in loss units; negative if the step overshoots.
 
     Raises:
-      ValueError: `rho` negative or not finite (outside jit; under jit NaN), and as
-        `squared_gradient_norm`.
+      ValueError: `rho` is negative or not finite (outside jit; under jit NaN); also in the
+        cases of `squared_gradient_norm`.
     """
     rho = as_scalar(rho, "rho")
     rho = nan_where(~(rho < jnp.inf), rho, "rho", "must be 0 or more and finite")
@@ -221,7 +228,7 @@ def sam_sharpness(loss_fn: LossFn, params: Any, *, rho: float = 0.05) -> Float[A
 
 def _sharpness(loss, theta, rho):
     value, gradient = jax.value_and_grad(loss)(theta)
-    # Normalised by the largest entry first: squares of tiny gradients would be 0.
+    # Divided by the largest entry first, because squares of tiny gradients would be 0.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(gradient)))
     moves = largest != 0
     direction = jnp.where(moves, gradient / jnp.where(moves, largest, 1), 1)
@@ -232,7 +239,7 @@ def _sharpness(loss, theta, rho):
 def _compile(loss_fn: LossFn, params: Any) -> Callable:
     """Checks both; returns (params, *arguments, measure) -> measure(loss, theta, *arguments).
 
-    The measure is static; the loss it gets is a function of one flat vector in float32.
+    The measure is a static argument; the loss that it gets is a function of one float32 vector.
     """
     check_function(loss_fn, "loss_fn", "from parameters to a scalar")
     check_leaves(params)
@@ -244,7 +251,7 @@ def _compile(loss_fn: LossFn, params: Any) -> Callable:
                 " over what is not trained"
             )
     if sum(jnp.size(leaf) for leaf in jax.tree.leaves(params)) == 0:
-        raise ValueError("params hold no number; at least 1 parameter is needed")
+        raise ValueError("params have no numbers; at least 1 parameter is needed")
     # A new function each time: eval_shape would remember the shape of an old state.
     output = jax.eval_shape(lambda params: loss_fn(_cast_up(params)), params)
     shape, dtype = getattr(output, "shape", None), getattr(output, "dtype", None)
@@ -270,17 +277,17 @@ def _evaluate(loss_fn, params, *arguments, measure):
 
 @jax.jit
 def _top_ritz_value(projected: Float[Array, "J J"]) -> Float[Array, ""]:
-    """Largest eigenvalue of the leading block of Q^T H Q that Lanczos built before it broke down.
+    """Returns the largest eigenvalue of the block of Q^T H Q that was built before a breakdown.
 
-    Where the residual is only rounding, the vectors so far span an invariant subspace: its
-    eigenvalues are those of H, and what follows was built from noise (or 0 / 0).
+    If a residual is only rounding error, the vectors so far span an invariant subspace, whose
+    eigenvalues are eigenvalues of H; everything after that was built from noise (or 0 / 0).
     """
     eps = jnp.finfo(projected.dtype).eps
     diagonal, residuals = jnp.diagonal(projected), jnp.diagonal(projected, -1)
     sizes = jax.lax.cummax(jnp.max(jnp.abs(jnp.nan_to_num(projected)), axis=0))
     goes_on = residuals > 10 * eps * sizes[:-1]
     reached = jnp.concatenate([jnp.ones(1, bool), jnp.cumprod(goes_on).astype(bool)])
-    # A Rayleigh quotient of H is never above the block's top eigenvalue, so it fills the rest.
+    # The rest is filled with a Rayleigh quotient, which never exceeds the top eigenvalue.
     diagonal = jnp.where(reached, diagonal, diagonal[0])
     residuals = jnp.where(reached[1:], residuals, 0)
     block = jnp.diag(diagonal) + jnp.diag(residuals, 1) + jnp.diag(residuals, -1)

@@ -1,8 +1,8 @@
 """NC2 and NC3 where there may be more classes than dimensions: uniformity, and duality by class.
 
-With more than K + 1 classes no simplex ETF fits into R^K, and what class means collapse to is as
-uniform a spread over directions as there is room for (Jiang et al., arXiv 2310.05351). As in `nc2`
-and `nc3`, m_i = mu_i - mean_j mu_j.
+With more than K + 1 classes no simplex ETF fits into R^K. Class means then collapse to directions
+that are spread as uniformly as possible (Jiang et al., arXiv 2310.05351). As in `nc2` and `nc3`,
+m_i = mu_i - mean_j mu_j.
 """
 
 from typing import NamedTuple
@@ -21,9 +21,9 @@ class GNC2(NamedTuple):
     """How uniformly the directions of k class means are spread over the sphere.
 
     Attributes:
-      energy: mean over pairs of log(1 / distance of the directions); -1/2 log(2 k / (k - 1)) at a
-        simplex ETF, the least that k directions can have, and more where K < k - 1.
-      variance: of the same over pairs, population; 0 at a simplex ETF.
+      energy: mean over pairs of log(1 / distance of the directions). The smallest value for k
+        directions is -1/2 log(2 k / (k - 1)), at a simplex ETF; where K < k - 1 it is larger.
+      variance: population variance over pairs of the same logarithm; 0 at a simplex ETF.
     """
 
     energy: Float[Array, ""]
@@ -33,23 +33,23 @@ class GNC2(NamedTuple):
 def gnc2(stats: ClassStatistics) -> GNC2:
     """GNC2, uniformity on the hypersphere: mean and variance of log 1/|u_i - u_j|, u_i = m_i/|m_i|.
 
-    Over pairs i != j of the k classes present. The logarithmic energy is the limit of Riesz
-    energies with exponent 0 (Liu et al., arXiv 2303.06484), as it is used for language models in
-    arXiv 2405.17767; Jiang et al. (arXiv 2310.05351) look at margins of the same arrangement. Free
-    of scale, rotation and shift.
+    Taken over pairs i != j of the k classes present. The logarithmic energy is the limit of Riesz
+    energies as their exponent goes to 0 (Liu et al., arXiv 2303.06484); arXiv 2405.17767 uses it
+    for language models, and Jiang et al. (arXiv 2310.05351) study margins of the same arrangement.
+    It does not depend on scale, rotation or shift.
 
     Returns:
       GNC2. energy is inf and variance NaN where two directions are equal; both are NaN where a mean
       lies at the centre and has no direction, or where the statistics are not finite.
 
     Raises:
-      ValueError: fewer than two classes present (outside jit; under jit NaN).
+      ValueError: fewer than two classes are present (outside jit; under jit NaN).
     """
     stats = as_statistics(stats)
     pairs = checked_pairs(stats)
     directions, undirected = _directions(stats)
 
-    # From differences: 2 - 2 cos loses the digits of close directions.
+    # Computed from differences, since 2 - 2 cos loses the digits of close directions.
     def squared_distances_from(direction):
         return jnp.sum((directions - direction[None]) ** 2, axis=1)
 
@@ -65,21 +65,21 @@ def gnc2(stats: ClassStatistics) -> GNC2:
 def gnc3(stats: ClassStatistics, head_kernel: Shaped[Array, "rows columns"]) -> Float[Array, ""]:
     """GNC3, duality by class: mean over classes of |m_i/|m_i| - w_i/|w_i||^2, between 0 and 4.
 
-    w_i is the head's column of class i, not centred. 0 where every column points along the centred
-    mean of its class, however long either is, which `nc3` does not allow; the two are equal where
-    all |m_i| are equal and all |w_i| are. Source: the self-duality of Jiang et al.
-    (arXiv 2310.05351), class by class.
+    w_i is the head's column of class i, which is not centred. GNC3 is 0 where every column points
+    along the centred mean of its class, whatever their lengths; NC3 is 0 only if the lengths agree
+    too. The two are equal where all |m_i| are equal and all |w_i| are equal. Source: the
+    self-duality of Jiang et al. (arXiv 2310.05351), class by class.
 
     Args:
-      stats: of the embeddings that enter the head.
-      head_kernel: (K, C) as Flax keeps it; torch keeps (C, K), which must be transposed.
+      stats: class statistics of the embeddings that enter the head.
+      head_kernel: (K, C) kernel, as Flax stores it; torch stores (C, K), which must be transposed.
 
     Returns:
-      Scalar. NaN where a class mean lies at the centre, a column of the head is 0, or either is not
-      finite.
+      Scalar. NaN if a class mean lies at the centre, a column of the head is 0, or one of them is
+      not finite.
 
     Raises:
-      ValueError: as `nc3`.
+      ValueError: in the cases in which `nc3` raises it.
     """
     stats = as_statistics(stats)
     head = checked_head(head_kernel, stats)
@@ -96,7 +96,7 @@ def gnc3(stats: ClassStatistics, head_kernel: Shaped[Array, "rows columns"]) -> 
 
 
 def _directions(stats: ClassStatistics) -> tuple[Float[Array, "C K"], Bool[Array, ""]]:
-    """m_i / |m_i|, 0 for absent classes, and whether a present class has no direction."""
+    """Returns m_i / |m_i|, 0 for absent classes, and whether a present class has no direction."""
     means, _, rounding = centred_means(stats)
     lengths = safe_sqrt(jnp.sum(means**2, axis=1))
     undirected = jnp.any(stats.present & (lengths <= rounding))

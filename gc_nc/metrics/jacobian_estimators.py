@@ -1,7 +1,7 @@
-"""Unbiased estimates of geometric complexity from a few Jacobian products an example.
+"""Unbiased estimates of geometric complexity from a few Jacobian products per example.
 
-Every method gives an unbiased estimate of each example's |J|_F^2 from random products of its own,
-so that the spread of the estimates over examples covers examples and products alike.
+Every method gives an unbiased estimate of each example's |J|_F^2, with random products drawn for
+that example alone. So the spread of the estimates over examples includes the randomness of both.
 """
 
 import dataclasses
@@ -35,21 +35,21 @@ def estimate_squared_jacobian_norms(
     num_probes: int = 1,
     chunk_size: int | None = None,
 ) -> Float[Array, "B"]:
-    """An unbiased estimate of each example's |J(x_b)|_F^2; see `estimate_geometric_complexity`.
+    """Unbiased estimates of each example's |J(x_b)|_F^2; see `estimate_geometric_complexity`.
 
     Args:
       embed_fn: pure function (B, *input) -> (B, K) in which examples do not mix.
       inputs: (B, *input) in model-input units.
-      key: a JAX random key; each example draws from `fold_in(key, b)`.
+      key: a JAX random key; example b uses `fold_in(key, b)`.
       method: as in `estimate_geometric_complexity`.
-      num_probes: m, as there.
-      chunk_size: examples differentiated at a time (default 32), which bounds the memory in use.
+      num_probes: m, as in `estimate_geometric_complexity`.
+      chunk_size: number of examples differentiated at a time (default 32), which limits memory.
 
     Returns:
       (B,) float32, in (embedding units / input units)^2.
 
     Raises:
-      ValueError: as `estimate_geometric_complexity`.
+      ValueError: in the cases in which `estimate_geometric_complexity` raises it.
     """
     if not callable(method):
         or_else = "; nor a function (key, embedding) -> cotangent"
@@ -57,7 +57,7 @@ def estimate_squared_jacobian_norms(
     num_probes, key = check_whole(num_probes, 1, "num_probes"), as_key(key)
     embed_fn, inputs = check_embedding(embed_fn, inputs, chunk_size)
     embedding_dim, input_dim = embed_fn.dim, inputs[0].size
-    # A key an example: padding the batch does not change what the others draw.
+    # Every example has its own key, so padding the batch does not change what the others draw.
     examples = jnp.arange(inputs.shape[0], dtype=jnp.int32)
     example_keys = jax.vmap(partial(jax.random.fold_in, key))(examples)
     if callable(method):
@@ -68,8 +68,8 @@ def estimate_squared_jacobian_norms(
     forward = method.startswith("input") or (method == "deflated" and num_probes > 2)
     if forward and not embed_fn.has_forward_mode():
         raise ValueError(
-            f"method={method!r} needs Jacobian-vector products, but a part of this embed_fn has"
-            " jax.custom_vjp, which gives none; take method='output_probes'"
+            f"method={method!r} needs Jacobian-vector products, but a part of this embed_fn uses"
+            " jax.custom_vjp, which does not provide them; use method='output_probes'"
         )
     if method == "deflated":
         chunk = chunk_length(inputs.shape[0], chunk_size)
@@ -86,8 +86,8 @@ def estimate_squared_jacobian_norms(
     }[method]
     if most is not None and num_probes > most:
         raise ValueError(
-            f"num_probes={num_probes} with method={method!r}: there are only {most} dimensions, and"
-            " that many are already exact"
+            f"num_probes={num_probes} with method={method!r}: there are only {most} dimensions;"
+            f" use {most} or fewer ({most} are already exact)"
         )
     sums = products.sum_over_rows(
         embed_fn, inputs, example_keys, squares_fn, num_probes, chunk_size=chunk_size
@@ -105,50 +105,51 @@ def estimate_geometric_complexity(
     weights: Shaped[Array, "B"] | None = None,
     chunk_size: int | None = None,
 ) -> Estimate:
-    """Unbiased estimate of geometric complexity from `num_probes` = m products an example.
+    """Unbiased estimate of geometric complexity from `num_probes` = m products per example.
 
-    With v and u random signs in R^K and R^D, drawn for each example on its own:
+    With random signs v in R^K and u in R^D, drawn separately for each example:
 
-    * `output_probes`: mean of |J^T v|^2 over m draws of v, a VJP each (Hutchinson 1990).
-      Var = 2 (|J J^T|_F^2 - sum_i (J J^T)_ii^2) a probe.
-    * `input_probes`: mean of |J u|^2 over m draws of u, a JVP each. Var as above, of J^T J.
+    * `output_probes`: mean of |J^T v|^2 over m draws of v, one VJP each (Hutchinson 1990).
+      Its variance per probe is 2 (|J J^T|_F^2 - sum_i (J J^T)_ii^2).
+    * `input_probes`: mean of |J u|^2 over m draws of u, one JVP each. Its variance is the same
+      with J^T J in place of J J^T.
     * `output_dims`: K/m times the squared norms of m rows of J, drawn without replacement.
     * `input_dims`: D/m times those of m columns, drawn without replacement.
-    * `jacobian_entries`: K D/m times m squared entries of J, drawn with replacement. Here m counts
-      entries; each costs a VJP.
-    * `deflated`: q = m // 3 JVPs with Gaussian tangents span a space with orthonormal basis Q;
-      |Q^T J|_F^2 exactly by q VJPs, and the m - 2q that remain are output probes of (I - Q Q^T) J
-      (the idea of Hutch++, arXiv 2010.09649). With m < 3 it is `output_probes`. Differentiated, it
-      holds Q fixed, which leaves the gradient unbiased.
+    * `jacobian_entries`: K D/m times m squared entries of J, drawn with replacement. Here m is the
+      number of entries, and each costs a VJP.
+    * `deflated`: q = m // 3 JVPs with Gaussian tangents span a space with orthonormal basis Q. q
+      VJPs give |Q^T J|_F^2 exactly, and the remaining m - 2q products are output probes of
+      (I - Q Q^T) J (the idea of Hutch++, arXiv 2010.09649). With m < 3 it is `output_probes`. Q is
+      held fixed when it is differentiated, and the gradient stays unbiased.
 
-    A function (key, z) -> c takes the place of a name: c (K,) is the cotangent of one probe of one
-    example, whose embedding is z (K,), and the estimate is the mean of |J^T c|^2 over m draws. It
-    is unbiased if E[c c^T] = I for every z, which is for its author to see to; `output_probes` is
+    A function (key, z) -> c may be given instead of a name. c (K,) is the cotangent of one probe of
+    one example, whose embedding is z (K,), and the estimate is the mean of |J^T c|^2 over m draws.
+    Its author must make sure that E[c c^T] = I for every z; then it is unbiased. `output_probes` is
     lambda key, z: jax.random.rademacher(key, z.shape). z is held fixed when it is differentiated.
 
-    The three of arXiv 2405.15706, figure 2, are subsets of examples with `output_dims` and with
-    `jacobian_entries`.
+    The three estimates of arXiv 2405.15706, figure 2, are a subset of the examples, `output_dims`
+    and `jacobian_entries`.
 
-    The standard error is std(estimates of the examples, ddof=1) / sqrt(B): it covers examples and
-    probes, and is about the GC of the population that the inputs were drawn from. With weights w it
-    is sqrt(sum s^2 (x - mean)^2 / u), s = w / sum w, x the examples' estimates and
+    The standard error is std(estimates of the examples, ddof=1) / sqrt(B). It covers both examples
+    and probes, and is about the GC of the population that the inputs were drawn from. With weights
+    w it is sqrt(sum s^2 (x - mean)^2 / u), where s = w / sum w, x are the examples' estimates and
     u = 1 - (2 sum s^3 - (sum s^2)^2) / sum s^2, which is 1 - 1/B for equal weights.
 
     Args:
       embed_fn: pure function (B, *input) -> (B, K) in which examples do not mix.
       inputs: (B, *input) in model-input units.
       key: a JAX random key; the same key gives the same estimate.
-      method: one of the above, or a function.
-      num_probes: m, Jacobian products an example (entries, for `jacobian_entries`).
-      weights: (B,) as in `geometric_complexity`.
-      chunk_size: examples differentiated at a time (default 32).
+      method: one of the names above, or a function.
+      num_probes: m, the number of Jacobian products per example (entries for `jacobian_entries`).
+      weights: (B,) weights, as in `geometric_complexity`.
+      chunk_size: number of examples differentiated at a time (default 32).
 
     Returns:
       Estimate(mean, sem), float32 scalars; sem is NaN for one example.
 
     Raises:
-      ValueError: as `geometric_complexity`; an unknown method, a function whose cotangents are not
-        (K,), `num_probes` below 1, or more dimensions asked for than there are.
+      ValueError: in the cases in which `geometric_complexity` raises it; the method is unknown, its
+        cotangents are not (K,), `num_probes` is below 1, or it exceeds the number of dimensions.
     """
     inputs, weights = products.mask_inputs(inputs, weights)
     norms = estimate_squared_jacobian_norms(
@@ -169,7 +170,7 @@ ESTIMATION_METHODS = (
 
 
 def _draw(example_keys, rows, draw_fn):
-    """(R, n, ...): draw_fn of a key for each row and example."""
+    """Returns draw_fn(key) with a key for each row and example, (R, n, ...)."""
 
     def draw(row, example_key):
         return draw_fn(jax.random.fold_in(example_key, row))
@@ -178,12 +179,12 @@ def _draw(example_keys, rows, draw_fn):
 
 
 def random_signs(example_keys, rows, dim) -> jax.Array:
-    """(R, n, dim) independent signs."""
+    """Returns independent signs (R, n, dim)."""
     return _draw(example_keys, rows, lambda key: signs(key, (dim,)))
 
 
 def signs(key, shape) -> jax.Array:
-    """Independent signs, as jax.random.rademacher draws them where 64 bits are off."""
+    """Returns independent signs, as jax.random.rademacher draws them without jax_enable_x64."""
     positive = jax.random.bernoulli(key, jnp.float32(0.5), shape)
     return (2 * positive.astype(jnp.int32) - 1).astype(jnp.float32)
 
@@ -196,7 +197,7 @@ def _output_probe_squares(embed_fn, inputs, example_keys, rows):
 
 @dataclasses.dataclass(frozen=True)
 class _GivenSquares:
-    """Of cotangents that the caller draws, by a function that may close over what changes."""
+    """Squares for cotangents from the user's function, which may close over things that change."""
 
     sampler: Callable
     traced_anew = True
@@ -224,7 +225,7 @@ def _input_probe_squares(embed_fn, inputs, example_keys, rows):
 
 
 def _random_units(example_keys, rows, dim):
-    """(R, n, dim): one-hot of place `row` in a random order of the dimensions, an order a key."""
+    """Returns one-hot vectors (R, n, dim) of place `row` in a random order that each key gives."""
     places = jnp.arange(dim, dtype=jnp.int32)
     order = jax.vmap(lambda key: jax.random.permutation(key, places))(example_keys)
     return jax.nn.one_hot(order[:, jnp.minimum(rows, dim - 1)].T, dim, dtype=jnp.float32)
@@ -242,7 +243,7 @@ def _input_dim_squares(embed_fn, inputs, example_keys, rows):
 
 
 def _entry_squares(embed_fn, inputs, example_keys, rows):
-    """With replacement: an order of all K D entries would not fit where J itself does not."""
+    """Draws entries with replacement: a permutation of all K D entries may not fit in memory."""
 
     def random_units(embeddings):
         dim = embeddings.shape[1]
@@ -263,7 +264,7 @@ def _random_place(key, dim):
 
 @dataclasses.dataclass(frozen=True)
 class _DeflatedBlock:
-    """All products of a chunk at once, since the probes need the basis."""
+    """Computes all products of a chunk at once, since the probes need the basis."""
 
     num_probes: int
 
@@ -280,7 +281,7 @@ class _DeflatedBlock:
             lambda key: jax.random.normal(key, (inputs[0].size,), jnp.float32),
         )
         sketch = jax.lax.stop_gradient(products.push_forward(embed_fn, inputs, tangents)[0])
-        # (n, K, q); any orthonormal basis is right, so that a sketch of low rank does no harm.
+        # (n, K, q). Any orthonormal basis is valid, so a sketch of low rank does no harm.
         basis = jnp.linalg.qr(jnp.moveaxis(sketch, 0, 2))[0]
         num_basis = basis.shape[2]
 

@@ -1,7 +1,7 @@
 """Squares of Jacobian products, summed in blocks of examples and rows.
 
 Examples do not mix, so one vector-Jacobian or Jacobian-vector product serves a whole chunk of them.
-Memory follows the size of a block, not B x K x D.
+Memory depends on the size of a block, not on B x K x D.
 """
 
 import dataclasses
@@ -27,14 +27,14 @@ from gc_nc.metrics.embedding_functions import Embedding, Replay, chunk_length
 from gc_nc.metrics.shared_programs import MOST_PROGRAMS, SharedFunction
 from gc_nc.metrics.traced_functions import staged
 
-#: Examples times products that one block carries. Large enough for a CPU's matmuls to run at full
-# rate, small enough that its activations fit where those of a training batch do.
+#: The number of examples times products in one block. It is large enough for a CPU's matmuls to run
+# at full speed, and small enough for its activations to fit if those of a training batch do.
 PRODUCTS_PER_BLOCK = 256
-# Unrolled blocks a traced caller may get on the CPU before compilation costs more than the
-# slowness of convolutions inside an XLA loop.
+# The most blocks that are unrolled on the CPU under jit. With more, compilation would cost more
+# than is lost because convolutions are slow inside an XLA loop.
 _MAX_UNROLLED_BLOCKS = 64
 
-# Blocks and products return the embeddings too, which they have computed anyway.
+# Blocks and products also return the embeddings, which they have computed anyway.
 
 #: (embed_fn, inputs (n, *input), auxiliary of the examples, first row)
 #: -> (n, ...), not negative, and the embeddings (n, K)
@@ -46,17 +46,17 @@ SquaresFn = Callable[
 
 
 def pull_back_squares(embed_fn, inputs, cotangents_fn) -> tuple[jax.Array, jax.Array]:
-    """(R, n): |c^T J(x)|^2 for cotangents_fn(embeddings) of shape (R, n, K), by one VJP each."""
+    """Returns |c^T J(x)|^2 (R, n) for cotangents_fn(embeddings) (R, n, K), by one VJP each."""
     products, embeddings = pull_back(embed_fn, inputs, cotangents_fn)
     return _squared_norms(products), embeddings
 
 
 def pull_back(embed_fn, inputs, cotangents_fn) -> tuple[jax.Array, jax.Array]:
-    """(R, n, *input): c^T J(x)."""
+    """Returns c^T J(x), (R, n, *input)."""
     embeddings, vjp_fn = jax.vjp(embed_fn, inputs)
     cotangents = varying_like(cotangents_fn(embeddings).astype(embeddings.dtype), embeddings)
     if len(cotangents) == 1:
-        # Without vmap, whose trace takes half as long again.
+        # A single product needs no vmap, which would make tracing take 1.5 times as long.
         products = vjp_fn(cotangents[0])[0][None]
     else:
         (products,) = jax.vmap(vjp_fn)(cotangents)
@@ -64,7 +64,7 @@ def pull_back(embed_fn, inputs, cotangents_fn) -> tuple[jax.Array, jax.Array]:
 
 
 def push_forward(embed_fn, inputs, tangents) -> tuple[jax.Array, jax.Array]:
-    """(R, n, K): J(x) u for tangents (R, n, D), by one JVP each."""
+    """Returns J(x) u (R, n, K) for tangents (R, n, D), by one JVP each."""
 
     def product(tangent):
         embeddings, product = jax.jvp(embed_fn, (inputs,), (tangent.reshape(inputs.shape),))
@@ -74,13 +74,13 @@ def push_forward(embed_fn, inputs, tangents) -> tuple[jax.Array, jax.Array]:
 
 
 def _where_finite(embeddings, products):
-    """NaN for examples without a finite embedding: ReLU takes NaN to slope 0, "perfectly flat"."""
+    """Makes products NaN where the embedding is not finite: ReLU's slope at NaN would be 0."""
     finite = jnp.all(jnp.isfinite(embeddings), axis=1)
     return with_nan(~finite.reshape(1, -1, *[1] * (products.ndim - 2)), products)
 
 
 def push_forward_squares(embed_fn, inputs, tangents) -> tuple[jax.Array, jax.Array]:
-    """(R, n): |J(x) u|^2."""
+    """Returns |J(x) u|^2, (R, n)."""
     products, embeddings = push_forward(embed_fn, inputs, tangents)
     return _squared_norms(products), embeddings
 
@@ -91,7 +91,7 @@ def _squared_norms(products):
 
 @dataclasses.dataclass(frozen=True)
 class RowBlock:
-    """The sum of `size` rows from the first on, of which there are `num_rows` in all."""
+    """Sums `size` rows, starting at a first one; there are `num_rows` in all."""
 
     squares_fn: SquaresFn
     size: int
@@ -115,16 +115,16 @@ def sum_over_rows(
     chunk_size: int | None = None,
     num_walked: np.ndarray | int | None = None,
 ) -> jax.Array:
-    """(B,): the squares of `squares_fn`, summed over rows.
+    """Returns the squares of `squares_fn`, summed over rows, (B,).
 
     Args:
-      embed_fn: as `check_embedding` gives it.
-      inputs: (B, *input), floating.
-      auxiliary: (B, ...) what `squares_fn` needs of each example.
-      squares_fn: a module-level function, which its identity describes.
-      num_rows: how many there are.
-      chunk_size: examples at a time.
-      num_walked: how many rows to walk: one number, or (B,) of which the largest in a chunk counts.
+      embed_fn: the function, as `check_embedding` returns it.
+      inputs: (B, *input) floating-point inputs.
+      auxiliary: (B, ...) what `squares_fn` needs for each example.
+      squares_fn: a module-level function, so that equal functions are identical.
+      num_rows: number of rows.
+      chunk_size: number of examples at a time.
+      num_walked: number of rows to compute, if not all; if it is (B,), the largest in each chunk.
     """
     chunk = chunk_length(inputs.shape[0], chunk_size)
     size = min(num_rows, max(1, PRODUCTS_PER_BLOCK // chunk))
@@ -143,15 +143,15 @@ def sum_over_blocks(
     num_rows: np.ndarray | int = 1,
     rows_per_block: int = 1,
 ) -> jax.Array:
-    """(B,): the sum of a block's values over first rows 0, rows_per_block, ... < num_rows.
+    """Returns the sum (B,) of a block's values over first rows 0, rows_per_block, ... < num_rows.
 
-    With concrete inputs a host loop over one compiled block; when traced a device loop, or on the
-    CPU blocks chained by a data dependency.
+    Outside jit a loop on the host runs one compiled block. Under jit the blocks are run by a loop
+    on the device or, on the CPU, are unrolled and chained by a data dependency.
     """
     num_examples = inputs.shape[0]
     num_chunks = math.ceil(num_examples / chunk)
-    # The remainder is filled up with copies of the last example, where embed_fn is as well defined
-    # as it is there, and then cut off.
+    # The last chunk is padded with copies of the last example, for which embed_fn is certainly
+    # defined; their values are cut off again.
     padded = np.minimum(np.arange(num_chunks * chunk), num_examples - 1).reshape(-1, chunk)
 
     def take(index):
@@ -160,7 +160,7 @@ def sum_over_blocks(
     if not staged():
         compiled = compile_block(embed_fn)
         if chunk == 1 < num_examples and not mixing_check.is_switched_off():
-            # Alone, an example has no other to mix with.
+            # In chunks of one example, mixing could not be noticed.
             compiled(inputs[:2], None, 0, block=embeddings_of)
         sums = []
         for index in padded:
@@ -184,7 +184,7 @@ def sum_over_blocks(
 
 
 def embeddings_of(embed_fn, inputs, auxiliary, first_row):
-    """A block of the embeddings alone."""
+    """A block whose values are the embeddings."""
     del auxiliary, first_row
     embeddings = embed_fn(inputs)
     return embeddings, embeddings
@@ -194,22 +194,22 @@ def _evaluate_block(embed_fn, inputs, auxiliary, first_row, *, block):
     def embed(x):
         return embed_fn(x).astype(jnp.float32)
 
-    # TF32 and bfloat16 passes would ruin the norm; this governs what embed_fn itself left open.
+    # TF32 and bfloat16 passes would ruin the norm; this applies where embed_fn sets no precision.
     with jax.default_matmul_precision("highest"):
-        # The derivative by inputs that all devices share would be summed over the devices.
+        # A derivative with respect to inputs that all devices share would be summed over devices.
         inputs = varying_like(inputs, jax.eval_shape(embed, inputs))
         return block(embed, inputs, auxiliary, first_row)
 
 
 def varying_like(array, like) -> jax.Array:
-    """`array`, as one that differs between the devices of a shard_map if `like` does."""
+    """Returns `array`, marked as varying between the devices of a shard_map if `like` does."""
     return array + jnp.zeros_like(like, shape=(), dtype=array.dtype)
 
 
 def compile_block(embed_fn: Embedding) -> Callable:
-    """A compiled block, which functions that compute the same share.
+    """Returns a compiled block, which is shared by functions that compute the same.
 
-    At its first call with concrete arrays it looks whether examples mix, and warns.
+    At its first call with concrete arrays it checks whether examples mix, and warns if they do.
     """
     alone = SharedFunction(partial(_evaluate_block, embed_fn))
     replays = {}
@@ -234,13 +234,13 @@ def compile_block(embed_fn: Embedding) -> Callable:
 
 
 def _is_traced_anew(block: Block) -> bool:
-    """Whether it holds a function of the user's, of which its identity says nothing."""
+    """Whether it has a user's function, whose identity does not determine what it computes."""
     return getattr(getattr(block, "squares_fn", None), "traced_anew", False)
 
 
 @functools.lru_cache(maxsize=MOST_PROGRAMS)
 def compiled_blocks(replay: Replay) -> Callable:
-    """The compiled blocks of all embeddings that compute the same; blocks differentiate once."""
+    """Compiled blocks for embeddings that compute the same; blocks differentiate only once."""
 
     def run(constants, inputs, auxiliary, first_row, *, block):
         embed = partial(replay, constants)
@@ -250,11 +250,11 @@ def compiled_blocks(replay: Replay) -> Callable:
 
 
 def _chained_blocks(block, take, padded, first_rows):
-    """Unrolled, since XLA's CPU loops run convolutions about 4.5 times slower than outside.
+    """Unrolls the blocks, since convolutions are about 4.5 times slower in XLA's loops on the CPU.
 
-    Each block's inputs depend on the sum of the block before: free to run at once, XLA's scheduler
-    would keep all their activations alive, and it drops optimization barriers on the CPU before it
-    schedules. Blocks have no negative values, which XLA does not know.
+    Each block's inputs depend on the sum of the block before. Without that, XLA's scheduler could
+    run all blocks at once and keep all their activations; optimization barriers do not help, as XLA
+    drops them on the CPU before scheduling. XLA does not know that no value is ever negative.
     """
     sums = []
     previous = jnp.zeros((), jnp.float32)
@@ -284,7 +284,7 @@ def _looped_blocks(block, take, padded, first_rows):
 
 
 def mask_inputs(inputs: Array, weights: Array | None) -> tuple[jax.Array, jax.Array | None]:
-    """Replaces rows of weight 0 by a row that counts, so that nothing they hold can leak."""
+    """Replaces rows of weight 0 by one of positive weight, so that they have no effect."""
     inputs = as_floating(inputs, "inputs")
     if weights is None or inputs.ndim == 0 or inputs.shape[0] == 0:
         return inputs, None
@@ -297,40 +297,40 @@ def mask_inputs(inputs: Array, weights: Array | None) -> tuple[jax.Array, jax.Ar
 
 
 def weighted_mean(values: Array, weights: Array | None) -> tuple[jax.Array, jax.Array]:
-    """The mean and its standard error; for equal weights std(ddof=1) / sqrt(B).
+    """Returns the mean and its standard error; for equal weights that is std(ddof=1) / sqrt(B).
 
     With shares s = w / sum w, sem^2 = sum s^2 (x - mean)^2 / u, where
     u = 1 - (2 sum s^3 - (sum s^2)^2) / sum s^2 makes it unbiased if the spread is the same for all
-    weights; if not, it is right for many examples.
+    weights; otherwise it is right in the limit of many examples.
     """
     if weights is None:
         weights = jnp.ones_like(values)
-    # Sums and squares of what float32 only just holds would be out of range. A power of two, since
-    # XLA may multiply by a reciprocal, which it flushes to 0.
+    # Scaled, because sums and squares of very large values would overflow. It is a power of two
+    # whose reciprocal is not flushed to 0, since XLA may multiply by the reciprocal.
     weights = weights / power_of_two_near(jnp.max(weights))
     size = power_of_two_near(jnp.max(jnp.where(weights > 0, jnp.abs(values), 0)))
     values = values / size
     total = jnp.sum(weights)
     shares = weights / total
-    # Divided last: equal values have just that mean.
+    # The division comes last, so that the mean of equal values is exactly their value.
     mean = jnp.sum(weights * values) / total
     inverse_count = jnp.sum(shares**2)
-    # What of E (x - mean)^2 is left for each, written so that nothing cancels.
+    # This is u, written in a way that loses no digits by cancellation.
     left = (1 - shares) ** 2 + (inverse_count - shares**2)
     left = jnp.sum(shares**2 * left) / inverse_count
-    # The spread of one example is unknown, not 0.
+    # With one example the spread is unknown, not 0.
     known = (jnp.sum(weights > 0, dtype=jnp.int32) > 1) & (left > 0)
     variance = jnp.sum(shares**2 * (values - mean) ** 2) / jnp.where(known, left, 1)
     varies = variance > 0
-    # At 0 the gradient of a square root is NaN; it is taken to be 0. NaN stays NaN.
+    # The gradient of a square root at 0 would be NaN; it is taken to be 0. NaN stays NaN.
     sem = jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1)), 0 * variance)
     return size * mean, with_nan(~known, size * sem)
 
 
 def power_of_two_near(size: jax.Array) -> jax.Array:
-    """The power of two at or below a size, by which dividing is exact; 1 for 0, inf and NaN.
+    """Returns the largest power of two up to `size`, or 1 for 0, inf and NaN; dividing is exact.
 
-    At most 2^125, whose reciprocal XLA may multiply by instead and does not flush to 0.
+    It is at most 2^125: XLA may multiply by the reciprocal instead, and must not flush that to 0.
     """
     size = jax.lax.stop_gradient(size)
     usable = (size > 0) & jnp.isfinite(size)

@@ -2,12 +2,12 @@
 
 GC = 1/B sum_b |J(x_b)|_F^2,  J(x) = df/dx in R^(K x D)          (arXiv 2209.13083, 2405.15706)
 
-It is a squared norm summed over all K x D entries: no square root (whose gradient is NaN at 0), no
-mean over entries. x is in the units the network sees, so pixels divided by sigma scale GC by
-sigma^2.
+It is a squared norm, summed over all K x D entries. There is no square root (its gradient would be
+NaN at 0) and no mean over entries. x is in the units that the network sees, so dividing pixels by
+sigma multiplies GC by sigma^2.
 
-Here it is exact: row by row of J with vector-Jacobian products, or column by column with
-Jacobian-vector products where inputs have fewer dimensions than embeddings.
+This module computes it exactly: row by row of J with vector-Jacobian products, or column by column
+with Jacobian-vector products if inputs have fewer dimensions than embeddings.
 """
 
 import jax
@@ -30,38 +30,39 @@ def squared_jacobian_norms(
 ) -> Float[Array, "B"]:
     """Exact |J(x_b)|_F^2 of each example, J = d embed_fn / dx.
 
-    Costs min(K, D) Jacobian products an example: K by reverse mode, or D by forward mode, which an
-    `embed_fn` with `jax.custom_vjp` does not have and which is then not used. With
-    concrete inputs a host loop runs one compiled block over chunks of examples and blocks of rows;
-    inside jit the same blocks are chained by a data dependency on the CPU and looped on the device
-    elsewhere. Either way the memory in use follows `chunk_size`, not B x K x D.
+    This costs min(K, D) Jacobian products per example: K by reverse mode, or D by forward mode. An
+    `embed_fn` with `jax.custom_vjp` has no forward mode, so reverse mode is used. Outside jit a
+    loop on the host runs one compiled block over chunks of examples and blocks of rows. Inside jit
+    the blocks are run by a loop on the device or, on the CPU, are chained by a data dependency.
+    Either way, memory depends on `chunk_size`, not on B x K x D.
 
-    Outside jit `embed_fn` is traced once a call, which takes milliseconds, and runs as the program
-    of all functions that compute the same: what it closes over may have changed, and only another
-    computation or shape is compiled anew.
+    Outside jit `embed_fn` is traced once per call, which takes milliseconds, so changes in what it
+    closes over are seen. Functions that compute the same share a compiled program; only another
+    computation or shape is compiled again.
 
-    `skip_inactive` is for embeddings that end in ReLU, where the row of a unit at 0 is 0: each
-    example then walks only its own units that are not 0, so the cost is the largest number of those
-    in a chunk, not K. That the other rows vanish is checked by one product with Gaussian cotangents
-    on them. It cannot be differentiated.
+    `skip_inactive` is for embeddings that end in ReLU, where the row of a unit at 0 is 0. For each
+    example only the rows of units that are not 0 are computed, so the cost is the largest number of
+    those in a chunk instead of K. One product with Gaussian cotangents checks that the other rows
+    are 0. The result cannot be differentiated.
 
     Args:
       embed_fn: pure function (B, *input) -> (B, K) in which examples do not mix.
       inputs: (B, *input) in model-input units; integers and half precision are cast to float32.
-      chunk_size: examples differentiated at a time (default 32); need not divide B.
-      skip_inactive: whether to; counts the active units on the host, which needs concrete arrays.
-      most_active: the most units that are active in any example, where `skip_inactive` shall not
-        count them; works under jit and vmap too.
+      chunk_size: number of examples differentiated at a time (default 32); need not divide B.
+      skip_inactive: whether to skip inactive units. They are counted on the host, which needs
+        concrete arrays, unless `most_active` is given.
+      most_active: with `skip_inactive`, the largest number of active units in any example; works
+        under jit and vmap too.
 
     Returns:
       (B,) float32, in (embedding units / input units)^2. NaN for an example whose embedding is not
-      finite and, under jit, for one that has more than `most_active` active units or a row that
-      does not vanish with its unit.
+      finite and, under jit, for one that has more than `most_active` active units or whose row of
+      an inactive unit is not 0.
 
     Raises:
-      ValueError: no examples, `chunk_size` below 1, or `embed_fn` does not return (B, K); with
-        `skip_inactive`, the cases that give NaN under jit, or an attempt to differentiate;
-        `most_active` without it.
+      ValueError: there are no examples, `chunk_size` is below 1, or `embed_fn` does not return
+        (B, K); with `skip_inactive`, also the cases that give NaN under jit, and differentiation;
+        `most_active` is given without `skip_inactive`.
     """
     most_active = _checked_most_active(skip_inactive, most_active)
     embed_fn, inputs = check_embedding(embed_fn, inputs, chunk_size)
@@ -93,18 +94,18 @@ def geometric_complexity(
     Args:
       embed_fn: pure function (B, *input) -> (B, K) in which examples do not mix.
       inputs: (B, *input) in model-input units.
-      weights: (B,) not negative; 1 each by default. A row of weight 0 counts nowhere and may hold
-        anything, NaN included.
-      chunk_size: examples differentiated at a time, as in `squared_jacobian_norms`.
-      skip_inactive: as in `squared_jacobian_norms`.
-      most_active: as there.
+      weights: (B,) weights that are not negative, 1 each by default. A row of weight 0 is ignored
+        and may contain anything, NaN included.
+      chunk_size: number of examples differentiated at a time, as in `squared_jacobian_norms`.
+      skip_inactive: whether to skip inactive units, as in `squared_jacobian_norms`.
+      most_active: largest number of active units, as in `squared_jacobian_norms`.
 
     Returns:
       Scalar, float32.
 
     Raises:
-      ValueError: as `squared_jacobian_norms`; weights of another length or (outside jit; under jit
-        NaN) negative, not finite or all 0.
+      ValueError: in the cases in which `squared_jacobian_norms` raises it; weights have another
+        length or (outside jit; under jit NaN) are negative, not finite or all 0.
     """
     inputs, weights = products.mask_inputs(inputs, weights)
     norms = squared_jacobian_norms(
@@ -120,8 +121,8 @@ def geometric_complexity(
 def _checked_most_active(skip_inactive, most_active) -> int | None:
     if not isinstance(skip_inactive, (bool, np.bool_)):
         raise ValueError(
-            f"skip_inactive={described(skip_inactive)} must be True or False; the most active units"
-            " of an example are another argument, as in skip_inactive=True, most_active=64"
+            f"skip_inactive={described(skip_inactive)} must be True or False; the largest number of"
+            " active units is another argument, as in skip_inactive=True, most_active=64"
         )
     if most_active is None:
         return None
@@ -131,7 +132,7 @@ def _checked_most_active(skip_inactive, most_active) -> int | None:
 
 
 def _row_squares(embed_fn, inputs, auxiliary, rows):
-    """The rows' own numbers, for every example; rows past K are 0."""
+    """Squared norms of the rows with the given numbers, for every example; rows past K give 0."""
     del auxiliary
 
     def unit_cotangents(embeddings):
@@ -149,7 +150,7 @@ def _column_squares(embed_fn, inputs, auxiliary, columns):
 
 
 def _listed_row_squares(embed_fn, inputs, units, rows):
-    """Row r of an example is the unit that its own list `units` (n, K) has in place r."""
+    """Squared norms of rows; row r of an example is the unit in place r of its list in `units`."""
     listed = units[:, jnp.minimum(rows, units.shape[1] - 1)]
 
     def unit_cotangents(embeddings):
@@ -165,7 +166,7 @@ def _active_units(embed_fn, inputs, auxiliary, first_row):
 
 
 def _inactive_squares(embed_fn, inputs, auxiliary, first_row):
-    """|c^T J|^2 for a Gaussian c on the units at 0: 0 if and, almost surely, only if rows are."""
+    """|c^T J|^2 for a Gaussian c on the units at 0; almost surely 0 only if all their rows are."""
     del auxiliary, first_row
 
     def cotangents(embeddings):
@@ -189,7 +190,7 @@ def _refuse(primals, tangents):
 
 
 def _active_norms(embed_fn, inputs, embedding_dim, chunk_size, most_active):
-    """Norms from the rows of active units alone."""
+    """Returns norms that are computed from the rows of active units only."""
     chunk = chunk_length(inputs.shape[0], chunk_size)
 
     def over_chunks(block):
@@ -205,8 +206,8 @@ def _active_norms(embed_fn, inputs, embedding_dim, chunk_size, most_active):
     else:
         raise ValueError(
             "skip_inactive=True counts active units on the host and needs concrete arrays; under"
-            " jit or vmap pass the most there can be too, as in most_active=64, and under grad"
-            " leave it out"
+            " jit or vmap also pass the largest number there can be, as in most_active=64; under"
+            " grad leave it out"
         )
     wrong = over_chunks(_inactive_squares) != 0
     short = counts > np.int32(np.max(walked))
@@ -225,7 +226,7 @@ def _active_norms(embed_fn, inputs, embedding_dim, chunk_size, most_active):
             embed_fn, inputs, None, _column_squares, inputs[0].size, chunk_size=chunk_size
         )
     else:
-        # Active units first, each in its place otherwise.
+        # Active units come first; apart from that the order stays as it is.
         units = jnp.argsort(~active, axis=1, stable=True).astype(jnp.int32)
         norms = products.sum_over_rows(
             embed_fn,

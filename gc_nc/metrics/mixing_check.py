@@ -1,9 +1,9 @@
-"""Whether examples mix in an embedding, or it draws random numbers: looked at once a program.
+"""Checks once per program whether examples mix in an embedding or it draws random numbers.
 
-Every metric of a Jacobian takes it for granted that example b's embedding depends on x_b alone.
-With BatchNorm in training mode, or any other statistic across the batch, it does not: what would be
-measured depends on who else is in the batch. So at the first call of a program some examples of the
-first chunk are replaced, then the others, and the embeddings of those that are not must stay.
+Every metric of a Jacobian assumes that example b's embedding depends on x_b alone. With BatchNorm
+in training mode, or any other statistic across the batch, it does not: the result would depend on
+the other examples in the batch. So at the first call of a program, some examples of the first chunk
+are replaced, and then the others; the embeddings of those that are not replaced must not change.
 """
 
 import contextlib
@@ -20,12 +20,12 @@ import numpy as np
 from gc_nc.array_types import is_known
 from gc_nc.metrics.traced_functions import draws_anew
 
-# Of how much the embeddings themselves differ.
+# Relative to how much the embeddings differ from each other.
 _SMALLEST_CHANGE = 1e-5
 _ASIDE = " (metrics.examples_may_mix() switches this check off)"
 _MIX = (
-    "examples mix: embed_fn gives an example another embedding when other examples of its batch"
-    " change, as BatchNorm in training mode does, so what is measured is not the Jacobian of one"
+    "examples mix: the embedding of an example changes when other examples of its batch change,"
+    " as with BatchNorm in training mode, so what is measured is not the Jacobian of one"
     " example; put the network in evaluation mode" + _ASIDE
 )
 _RANDOM = (
@@ -37,29 +37,29 @@ _may_mix = contextvars.ContextVar("examples_may_mix", default=False)
 
 
 class ImpureEmbeddingWarning(UserWarning):
-    """Examples mix in an `embed_fn`, or it is another function each time it is called."""
+    """Examples mix in an `embed_fn`, or it draws new random numbers each time it is called."""
 
 
 class examples_may_mix(contextlib.ContextDecorator):  # noqa: N801
-    """Switches the look for examples that mix off, and what it costs.
+    """Switches off the check for examples that mix, and saves its cost.
 
-    As in `with metrics.examples_may_mix(): metrics.geometric_complexity(embed_fn, inputs)`, or as
-    the decorator of a function. To keep the check and lose the warning alone, filter
+    Use it as in `with metrics.examples_may_mix(): metrics.geometric_complexity(embed_fn, inputs)`,
+    or as the decorator of a function. To keep the check and only silence the warning, filter
     `metrics.ImpureEmbeddingWarning`.
     """
 
     def __init__(self):
         """Takes no arguments."""
-        # Several where a function that it decorates calls itself.
+        # A list, because a decorated function may call itself.
         self._before = []
 
     def __enter__(self):
-        """Until the end of the block, in this thread or task."""
+        """Switches the check off until the end of the block, in this thread or task."""
         self._before.append(_may_mix.set(True))
         return self
 
     def __exit__(self, *exception):
-        """As it was before."""
+        """Restores the previous state."""
         _may_mix.reset(self._before.pop())
 
 
@@ -69,15 +69,15 @@ def is_switched_off() -> bool:
 
 
 class MixingCheck:
-    """Looks at a program once for each shape of its inputs, and warns once a check of a bad one."""
+    """Checks a program once for each shape of its inputs; each instance warns at most once."""
 
     def __init__(
         self, trace_fn: Callable, program_of: Callable[[jax.Array], Hashable] = lambda inputs: None
     ):
         """For a function that JAX can trace, inputs (n, *input) -> (n, K).
 
-        Functions of one `program_of(inputs)` share what was found; None shares it with none. That
-        random numbers are drawn is the function's own, so it is not shared.
+        Functions with the same `program_of(inputs)` share the result of the check, unless that is
+        None. That a function draws random numbers is not shared, since the program does not say so.
         """
         self._trace_fn, self._program_of = trace_fn, program_of
         self._findings, self._warned = {}, False
@@ -87,9 +87,9 @@ class MixingCheck:
     ) -> None:
         """Checks `embeddings` = run(inputs), where `run` is one compiled program.
 
-        Costs two more calls of it, at the first call with concrete arrays of this shape.
+        The first call with concrete arrays of this shape costs two more calls of `run`.
         """
-        # One example has no other to mix with.
+        # A single example cannot mix with others.
         if is_switched_off() or len(inputs) < 2 or not is_known(inputs, embeddings):
             return
         if not (inputs.is_fully_addressable and embeddings.is_fully_addressable):
@@ -118,7 +118,7 @@ class MixingCheck:
             return _RANDOM
 
         def embed(x):
-            # Committed to a device only if the inputs are: it would be another program otherwise.
+            # Committed to a device only if the inputs are; otherwise it would be another program.
             x = jax.device_put(x, inputs.sharding if inputs.committed else None)
             return np.asarray(run(x))
 
@@ -127,17 +127,18 @@ class MixingCheck:
         return next(filter(None, findings), None)
 
     def _compare(self, embed, inputs, embeddings, replaced):
-        """What is found where some examples are replaced."""
+        """Returns the message, if any, that follows from replacing some examples."""
         try:
             after = embed(_with_others(np.asarray(inputs), replaced))
         except FloatingPointError:
-            # Somebody debugs NaN, and what was made up is no input of this network.
+            # jax_debug_nans is on, and the network cannot take the inputs that were made up here.
             return None
         change = _difference(after, embeddings)[~replaced]
         tolerance = self._tolerance(embeddings, jnp.float32)
         if not _exceeds(change, tolerance, embeddings[~replaced], after[~replaced]):
             return None
-        # Looked at again only now: half precision, and what the same program gives the same inputs.
+        # Only now does it matter whether the function works in half precision, and whether the same
+        # program gives the same result twice.
         again = embed(np.asarray(inputs))
         shape = jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)
         tolerance = self._tolerance(embeddings, jax.eval_shape(self._trace_fn, shape).dtype)
@@ -150,7 +151,7 @@ class MixingCheck:
 
     @staticmethod
     def _tolerance(embeddings, dtype):
-        """(K,): a few roundings of the largest value, and a small share of its spread."""
+        """Returns a few roundings of the largest value plus a small share of the spread, (K,)."""
         known = np.where(np.isfinite(embeddings), embeddings, 0).astype(np.float64)
         size, spread = np.max(np.abs(known), axis=0), np.ptp(known, axis=0)
         return 4 * float(jnp.finfo(dtype).eps) * size + _SMALLEST_CHANGE * spread
@@ -162,16 +163,16 @@ def _difference(one, other) -> np.ndarray:
 
 
 def _exceeds(change, tolerance, one, other) -> bool:
-    """Whether two arrays differ by more, or in where they are finite."""
+    """Returns whether two arrays differ by more than that, or in which entries are finite."""
     known = np.isfinite(one) & np.isfinite(other)
     same = known | (np.isnan(one) & np.isnan(other)) | (one == other)
     return bool(np.any(~same) or np.any((change > tolerance) & known))
 
 
 def _about_half(num_examples: int) -> np.ndarray:
-    """Which are replaced at first: the first, and of the others half at random.
+    """Returns which examples are replaced first: the first one and half of the others at random.
 
-    So that a shift by any number of rows is seen. The last is not.
+    Random, so that a shift by any number of rows is noticed. The last example is never among them.
     """
     half = np.random.default_rng(0).random(num_examples) < 0.5
     half[0], half[-1] = True, False
@@ -179,11 +180,11 @@ def _about_half(num_examples: int) -> np.ndarray:
 
 
 def _with_others(inputs: np.ndarray, replaced: np.ndarray) -> np.ndarray:
-    """The inputs with some of them replaced.
+    """Returns the inputs with some of them replaced.
 
-    What replaces them is made from other rows, with the same signs and smaller, which most networks
-    take; only the first of them has the largest entry of all, so that a maximum over the batch
-    moves too.
+    The replacements are other rows, scaled down and with the same signs, which most networks
+    accept. Only the first replacement has the largest entry of all, so that a maximum over the
+    batch changes too.
     """
     rows = inputs.reshape(len(inputs), -1)
     others = np.roll(rows, 1, axis=0)[:, ::-1] / 4
@@ -197,12 +198,12 @@ def _with_others(inputs: np.ndarray, replaced: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1024)
 def _findings_of(program: Hashable) -> list[str | None]:
-    """What was found, once somebody has looked."""
+    """Returns a list for the result of the check, which is empty until the check has run."""
     return []
 
 
 def _outside_of_the_library() -> int:
-    """The `stacklevel` of the user's own line."""
+    """Returns the `stacklevel` of the user's line that called the library."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and _is_ours(frame):
         level, frame = level + 1, frame.f_back

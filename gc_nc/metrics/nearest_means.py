@@ -1,4 +1,4 @@
-"""NC4 of Papyan, Han, Donoho (arXiv 2008.08186): the decisions of the nearest class mean."""
+"""NC4 of Papyan, Han, Donoho (arXiv 2008.08186): agreement with the nearest class mean."""
 
 import jax
 import jax.numpy as jnp
@@ -19,20 +19,21 @@ from gc_nc.metrics.jacobian_products import power_of_two_near
 
 
 def nearest_class_mean(embeddings: Shaped[Array, "B K"], stats: ClassStatistics) -> Int[Array, "B"]:
-    """argmin over classes i present of |z - mu_i|; the lowest label at ties.
+    """argmin over classes i present of |z - mu_i|; ties go to the lowest label.
 
-    From differences relative to the origin of `stats`, so that close means are told apart whatever
-    their norm, one class at a time: memory is O(B K).
+    It uses differences relative to the origin of `stats`, so that close means can be told apart
+    whatever their norm. Classes are taken one at a time, so memory is O(B K).
 
     Args:
-      embeddings: (B, K); all real numbers are cast to float32.
-      stats: the class means.
+      embeddings: (B, K) embeddings; all real numbers are cast to float32.
+      stats: class statistics with the class means.
 
     Returns:
-      (B,) labels; -1 for an embedding that is not finite, and everywhere if a mean is not.
+      (B,) labels; -1 for an embedding that is not finite, and everywhere if a mean is not finite.
 
     Raises:
-      ValueError: another shape; fewer than two classes present (outside jit; under jit -1).
+      ValueError: `embeddings` is not (B, K); fewer than two classes are present (outside jit; under
+        jit -1).
     """
     stats = as_statistics(stats)
     check_enough_classes(stats)
@@ -44,7 +45,7 @@ def nearest_class_mean(embeddings: Shaped[Array, "B K"], stats: ClassStatistics)
     offsets, offset_residuals = two_sum(embeddings, -stats.origin[None])
 
     def closer(nearest, candidate):
-        """A squared distance is `squares` times `scale`^2: it may be out of range itself."""
+        """A squared distance is kept as (scale, squares), since squares * scale^2 may overflow."""
         label, scale, squares = nearest
         candidate_label, mean, residual, is_present = candidate
         difference = (offsets - mean[None]) + (offset_residuals - residual[None])
@@ -80,25 +81,26 @@ def nc4(
     Args:
       predictions: (B,) integer labels, or (B, C) logits whose argmax is taken (the lowest at ties).
         A label of a class that is absent from `stats`, or that does not exist, always differs.
-      embeddings: (B, K) of the same examples.
-      stats: the class means, as a rule those of the training set.
-      weights: (B,) not negative, 1 each by default. A row of weight 0 may hold anything.
+      embeddings: (B, K) embeddings of the same examples.
+      stats: class statistics with the class means, usually those of the training set.
+      weights: (B,) weights that are not negative, 1 each by default. A row of weight 0 may contain
+        anything.
 
     Returns:
-      Scalar in [0, 1]; NaN where an embedding that counts is not finite, or a logit NaN or +inf (a
-        logit of -inf masks a class), or a weight invalid under jit.
+      Scalar in [0, 1]. NaN if an example of positive weight has an embedding that is not finite or
+      a logit that is NaN or +inf (-inf masks a class), or if a weight is invalid under jit.
 
     Raises:
-      ValueError: shapes that do not fit, no examples, labels that are not integers, bad or (outside
-        jit) all-zero weights, which give NaN under jit; fewer than two classes present (outside
-        jit; under jit NaN).
+      ValueError: shapes do not fit, there are no examples, labels are not integers, weights are
+        invalid or (outside jit; under jit NaN) all 0, or fewer than two classes are present
+        (outside jit; under jit NaN).
     """
     stats = as_statistics(stats)
     num_classes = stats.counts.size
     nearest = nearest_class_mean(embeddings, stats)
     batch = nearest.size
     if batch == 0:
-        raise ValueError("nc4 of no examples; at least 1 is needed")
+        raise ValueError("nc4 got no examples; at least 1 is needed")
     predictions = as_numbers(predictions, "predictions")
     if predictions.shape not in ((batch,), (batch, num_classes)):
         raise ValueError(
@@ -112,7 +114,7 @@ def nc4(
         known = known & (jnp.max(logits, axis=1) < jnp.inf)
         labels = jnp.argmax(logits, axis=1).astype(jnp.int32)
     elif jnp.issubdtype(predictions.dtype, jnp.integer):
-        # Compared before the cast: a 64-bit label must not wrap around, nor C in an 8-bit one.
+        # Compared before the cast, so that neither a 64-bit label nor C in 8 bits wraps around.
         if isinstance(predictions, jax.Array):
             predictions = predictions.astype(jnp.promote_types(predictions.dtype, jnp.int32))
         exists = (predictions >= 0) & (predictions < num_classes)
@@ -123,7 +125,7 @@ def nc4(
     any_counts = jnp.any(weights > 0)
     if is_known(any_counts) and not bool(any_counts):
         raise ValueError("all weights are 0, so no example counts; give one a weight above 0")
-    # A power of two near it, since XLA may multiply by a reciprocal, which it flushes to 0.
+    # Scaled by a power of two whose reciprocal is not flushed to 0, since XLA may multiply by it.
     shares = weights / power_of_two_near(jnp.max(weights))
     total = jnp.sum(shares)
     value = jnp.sum(jnp.where(labels != nearest, shares, 0)) / jnp.where(total == 0, 1, total)

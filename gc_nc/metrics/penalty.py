@@ -1,7 +1,7 @@
 """Geometric complexity as a term of the training loss, from one forward pass.
 
-GC's gradient in the parameters is a second derivative of the network. The term is a function of the
-parameters, to be differentiated in reverse mode through the Jacobian products below.
+The gradient of GC with respect to the parameters is a second derivative of the network. It is
+computed in reverse mode through the Jacobian products below.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from gc_nc.metrics.jacobian_products import varying_like
 
 #: The allowed values of `method`.
 PENALTY_METHODS = ("output_probes", "input_probes", "exact")
-#: The largest number of dimensions for "exact", since each one costs a product and keeps its
+#: The largest number of dimensions for "exact", since each one costs a product and stores
 # activations.
 MAX_EXACT_DIM = 64
 
@@ -49,13 +49,13 @@ def geometric_complexity_with_outputs(
     the network is random: give the network in evaluation mode, and run it a second time for the
     loss.
 
-    Unlike the metrics it computes in the network's own precision, as the rest of the loss does, and
-    compiles nothing itself: call it inside your own jit.
+    Unlike the metrics, it computes in the network's own precision, as the rest of the loss does,
+    and does not compile anything: call it inside your own jit.
 
     Args:
       network: pure function (B, *input) -> ((B, K), other outputs) in which examples do not mix.
-      inputs: (B, *input); integers and float64 are cast to float32.
-      key: the JAX key of the signs.
+      inputs: (B, *input) inputs; integers and float64 are cast to float32.
+      key: a JAX random key, for the signs.
       method: one of PENALTY_METHODS.
       num_probes: number of products for each example.
 
@@ -63,8 +63,8 @@ def geometric_complexity_with_outputs(
       The estimate, float32, in (output units / input units)^2, and the other outputs.
 
     Raises:
-      ValueError: no examples, an unknown method, `num_probes` below 1, `exact` with K above 64, or
-        a network that does not return such a pair.
+      ValueError: there are no examples, the method is unknown, `num_probes` is below 1, K is above
+        64 with `exact`, or the network does not return such a pair.
     """
     if method not in PENALTY_METHODS:
         raise ValueError(f"method={method!r} is not one of: {', '.join(PENALTY_METHODS)}")
@@ -74,7 +74,7 @@ def geometric_complexity_with_outputs(
     keeps = jnp.issubdtype(inputs.dtype, jnp.floating) and inputs.dtype.itemsize < 8
     inputs = jnp.asarray(inputs) if keeps else as_floating(inputs, "inputs")
     if inputs.ndim == 0 or inputs.shape[0] == 0:
-        raise ValueError(f"inputs of shape {inputs.shape} hold no example; at least 1 is needed")
+        raise ValueError(f"inputs of shape {inputs.shape} have no examples; at least 1 is needed")
     network = partial(_checked, network)
     # The derivative by inputs that all devices of a shard_map share would be summed over them.
     inputs = varying_like(inputs, jax.eval_shape(network, inputs)[0])
@@ -100,8 +100,8 @@ def geometric_complexity_with_outputs(
     dim = outputs.shape[1]
     if dim > MAX_EXACT_DIM:
         raise ValueError(
-            f"method='exact' takes a product for each of {dim} dimensions, at most"
-            f" {MAX_EXACT_DIM}; use output_probes"
+            f"method='exact' takes a product for each dimension, and there are {dim}; at most"
+            f" {MAX_EXACT_DIM} are allowed, so use output_probes"
         )
     rows = jnp.broadcast_to(jnp.eye(dim, dtype=outputs.dtype)[:, None], (dim, *outputs.shape))
     (products,) = jax.vmap(vjp_fn)(varying_like(rows, outputs))
@@ -113,7 +113,7 @@ def _checked(network, inputs):
     if not isinstance(returned, tuple) or len(returned) != 2:
         what = f"a tuple of {len(returned)}" if isinstance(returned, tuple) else described(returned)
         raise ValueError(
-            f"network returned {what}; a pair is needed: what is penalised, (B, K), and other"
+            f"network returned {what}; a pair is needed: the output to penalise, (B, K), and other"
             " outputs, as in lambda x: (embed(x), None)"
         )
     outputs = returned[0]
@@ -129,6 +129,6 @@ def _checked(network, inputs):
 
 
 def _mean_square(products, num_examples):
-    """Squared norms, summed over an example's entries and averaged over examples and products."""
+    """Returns squared norms, summed over entries and averaged over examples and products."""
     total = sum(jnp.sum(product.astype(jnp.float32) ** 2) for product in products)
     return total / (num_examples * len(products))

@@ -1,14 +1,14 @@
 """Geometric complexity of a large set to a given relative error, at the least cost.
 
-Two things make it cheap. **Between examples**, a regression estimate (Cochran, Sampling Techniques,
-1977, chapter 7): n random examples b give t_b, the mean of |J^T c|^2 over m probes c, which is
-fitted by least squares on covariates whose mean over the whole set is known (pixel statistics of
-the input, and its class),
+Two things make it cheap. **Between examples**, it is a regression estimate (Cochran, Sampling
+Techniques, 1977, chapter 7). n random examples b give t_b, the mean of |J^T c|^2 over m probes c,
+which is fitted by least squares to covariates whose mean over the whole set is known (pixel
+statistics of the input, and its class),
 
     t_b = GC + beta . (a_b - mean a) + residual,
 
-so that only the residual is left to sampling. **Between probes**, random signs in a basis of the
-example's own (see `drawn_sample`).
+so that only the residual has a sampling error. **Between probes**, the random signs are drawn in a
+basis that is chosen for each example (see `drawn_sample`).
 """
 
 import math
@@ -31,23 +31,24 @@ from gc_nc.metrics.regression_estimate import (
     regress,
 )
 
-# Cost of one VJP in forward passes: 0.9 to 1.2 was measured on VGG.
+# Cost of one VJP in forward passes; 0.9 to 1.2 was measured on VGG.
 _PRODUCT_COST = 1.1
-# A draw passes with this share of the error asked for, and what it measured may be understated by
-# this factor: it stopped because it measured little. Chosen by simulation on skewed norms.
+# A draw passes if its error is at most _PASSES times the requested one. The measured error may be
+# too small by the factor _UNDERSTATED, because drawing stops when the measured error is small. Both
+# were chosen by simulation on skewed norms.
 _PASSES, _UNDERSTATED = 0.9, 1.25
 
 
 class PlannedEstimate(NamedTuple):
-    """A mean over a given set, its standard error about just that, and what was spent on it.
+    """The estimated mean over a given set, its standard error for that set, and what it cost.
 
     Attributes:
-      mean: geometric complexity.
-      set_sem: its standard error about the GC of the given examples; 0 where it is exact, NaN where
-        nothing but 0 was seen and `max_products` ended the search.
-      num_examples: distinct examples that were differentiated.
-      num_probes: Jacobian products an example; 0 where each example's norm is exact.
-      num_products: Jacobian products in all, those of the pilot included.
+      mean: estimated geometric complexity.
+      set_sem: its standard error about the GC of the given examples; 0 if it is exact, NaN if all
+        drawn norms were 0 and `max_products` ended the search.
+      num_examples: number of distinct examples that were differentiated.
+      num_probes: number of Jacobian products per example; 0 if each example's norm is exact.
+      num_products: number of Jacobian products in all, including those of the pilot run.
       met: whether `set_sem` is at most relative_error * mean.
     """
 
@@ -71,52 +72,54 @@ def geometric_complexity_to_error(
 ) -> PlannedEstimate:
     """Geometric complexity of a set of N examples, to a standard error of `relative_error` * GC.
 
-    A pilot run of `num_pilot` random examples, two probes each, tells the variance between examples
-    S_b and between probes S_w, after regression. Of the plans of n examples and m probes with
+    A pilot run of `num_pilot` random examples with two probes each gives the variance between
+    examples, S_b, and between probes, S_w, after regression. A plan has n examples and m probes
+    with
 
-        sem^2 = (S_b + S_w / m) / n - S_b / N  <=  (relative_error * GC)^2
+        sem^2 = (S_b + S_w / m) / n - S_b / N  <=  (relative_error * GC)^2.
 
-    (a sample without replacement: with all N examples only the probes' error is left) it takes the
-    one that needs least work, n (1 + 1.1 m) forward passes, runs it, measures S_b and S_w anew on
-    all that it has drawn, and goes on until the standard error is small enough. With one probe an
-    example S_b cannot be told from S_w, and the last term is left out. Exact norms of the n
-    examples are one of the plans; sets of fewer than 64 examples, and samples in which nothing but
-    0 was seen, are computed exactly as a whole. So is a set whose GC is asked for to an error that
-    no sample of it reaches: N min(K, D) products, unless `max_products` says otherwise.
+    Sampling is without replacement, so with all N examples only the error of the probes is left.
+    The plan with the least work, n (1 + 1.1 m) forward passes, is run. Then S_b and S_w are
+    measured again on everything drawn so far, and more is drawn until the standard error is small
+    enough. With one probe per example S_b cannot be told from S_w, and the last term is left out.
+    Exact norms of the n examples are one of the plans. The whole set is computed exactly if it has
+    fewer than 64 examples or if all drawn norms are 0, and also if no sample reaches the requested
+    error: that takes N min(K, D) products, unless `max_products` is lower.
 
-    Unlike `estimate_geometric_complexity`, the standard error is about the GC of the N examples
-    themselves, not of a population behind them. Like every standard error it knows only what was
-    drawn: where a few of very many examples carry most of GC, a sample can miss them.
+    Unlike that of `estimate_geometric_complexity`, the standard error is about the GC of the N
+    examples themselves, not of a population behind them. Like every standard error, it depends only
+    on what was drawn: if a few of very many examples make up most of GC, a sample can miss them.
 
-    It stops at the first draw that passes, which is more often one that shows too little spread and
-    then too small a mean. Two things make up for the spread: a draw passes only if what it measures
-    is 10% below the error asked for, and what is reported is the error asked for (as in the
-    fixed-width intervals of Chow and Robbins, 1965), or 1.25 times what was measured if that is
-    less. The mean stays biased low, by up to relative_error^2 (g / h - 2) of GC, where h is
-    the standard deviation of what the regression leaves over, relative to GC, and g its skewness.
-    Simulated: normal logarithms of standard deviation 1.5, relative error 0.08: bias -2.0%, and
-    mean +- 1.96 set_sem covers 94%; at 0.5 and 0.02: bias 0.0%, cover 98%.
+    It stops at the first draw that passes, and draws with too little spread, which often also have
+    too small a mean, pass more easily. Two things compensate for the spread. A draw passes only if
+    its measured error is 10% below the requested one; and the reported error is the requested one
+    (as in the fixed-width intervals of Chow and Robbins, 1965), or 1.25 times the measured one if
+    that is less. The mean stays too low by up to relative_error^2 (g / h - 2) of GC, where h is the
+    standard deviation of the regression's residuals relative to GC, and g is their skewness. In
+    simulations of norms whose logarithms are normal with standard deviation 1.5, at relative error
+    0.08, the bias is -2.0% and mean +- 1.96 set_sem covers 94%; with standard deviation 0.5, at
+    relative error 0.02, the bias is 0.0% and it covers 98%.
 
     Args:
       embed_fn: pure function (B, *input) -> (B, K) in which examples do not mix.
       inputs: (N, *input) in model-input units; a NumPy array stays on the host and is read once
         for its pixel statistics.
       key: a JAX random key.
-      relative_error: of one standard error, above 0.
-      labels: (N,) integers; classes then help to predict GC. A class is told from the others once
+      relative_error: the largest standard error relative to GC, above 0.
+      labels: (N,) integers; classes then help to predict GC. A class is a covariate of its own if
         10 of its examples are expected in the sample, up to 100 classes, the most frequent first.
-      num_pilot: examples that are drawn at least, 64 or more. From 256 on pixel statistics and
-        classes are used, one for 10 examples.
-      max_products: Jacobian products that may be spent in all; None sets no limit. Where they do
-        not suffice, what they gave is returned, with `met` False.
+      num_pilot: the least number of examples to draw, 64 or more. With 256 or more examples, pixel
+        statistics and classes are used, one for every 10 examples.
+      max_products: the largest number of Jacobian products in all; None sets no limit. If they do
+        not suffice, the estimate so far is returned, with `met` False.
 
     Returns:
-      PlannedEstimate; mean and set_sem are NaN where a product that was drawn is not finite.
+      PlannedEstimate; mean and set_sem are NaN if a product that was drawn is not finite.
 
     Raises:
-      ValueError: no examples, arguments out of range, fewer `max_products` than the pilot takes,
-        labels that are not integers, `embed_fn` does not return (B, K), or traced arguments: the
-        plan depends on values, so this function cannot run under jit, vmap or grad.
+      ValueError: there are no examples, an argument is out of range, `max_products` is less than
+        the pilot run needs, labels are not integers, `embed_fn` does not return (B, K), or
+        arguments are traced: the plan depends on values, so it cannot run under jit, vmap or grad.
     """
     relative_error = as_number(
         relative_error,
@@ -146,7 +149,7 @@ def geometric_complexity_to_error(
     if not sample.affords(num_pilot, min(2, full_rank)):
         raise ValueError(
             f"max_products={max_products} is below the {num_pilot * min(2, full_rank)} of the pilot"
-            f" run; allow that many, or take a num_pilot below {num_pilot}, 64 at least"
+            f" run; allow at least that many, or take a num_pilot below {num_pilot} (64 or more)"
         )
     known = known_covariates(inputs, labels, sample.order)
     return _draw_until(sample, known, relative_error, num_pilot)
@@ -157,7 +160,7 @@ def _draw_until(
 ) -> PlannedEstimate:
     """Draws until the error is small enough or the budget is spent."""
     num_examples = len(sample.order)
-    # Two products or fewer are exact already.
+    # If the rank is at most 2, two products per example are exact already.
     m, needed = sample.full_rank, num_pilot
     if sample.full_rank > 2:
         m = 2
@@ -171,7 +174,7 @@ def _draw_until(
         if not np.isfinite(values).all():
             return _found(sample, math.nan, math.nan, values, m, met=False)
         fit = regress(values, known, exact=m == sample.full_rank)
-        # The share first: of all examples it is 1, and nothing is left.
+        # The share is computed first: with all examples it is exactly 1, and nothing is left over.
         share = len(values) / num_examples
         sem = math.sqrt(max(0.0, fit.variance - fit.between * share) / len(values))
         target = relative_error * fit.mean
@@ -200,24 +203,25 @@ def _draw_until(
 def _plan(
     sample: DrawnSample, fit: RegressionEstimate, relative_error: float, num_pilot: int
 ) -> tuple[int, float]:
-    """(probes, examples)"""
+    """Returns the number of probes and the number of examples to draw."""
     num_examples = len(sample.order)
     target = _PASSES * relative_error * fit.mean
     m = _cheapest_num_probes(fit, target, num_examples, sample.full_rank)
     needed = _num_examples(fit, target, num_examples, m, exact=m == sample.full_rank)
     needed = min(needed, num_examples)
     if not sample.affords(needed, m):
-        # Of so many products one an example tells most, until all examples have one.
+        # With a limited number of products, one per example is best until all examples have one.
         m = max(1, sample.left // num_examples)
         needed = num_examples
     if not sample.affords(num_pilot, m):
         m, needed = 2, num_pilot
-    # A pilot tells it to a fifth, and too high. Too few are made up for, too many are lost.
+    # The pilot run predicts the number to about 20%, and rather too high. If too few examples are
+    # drawn, more can follow; if too many are drawn, the work is lost.
     return m, 0.75 * needed
 
 
 def _exact(sample: DrawnSample) -> PlannedEstimate:
-    """The mean of the exact norms of all."""
+    """Returns the mean of the exact norms of all examples."""
     norms = sample.draw(len(sample.order), sample.full_rank)
     mean = np.mean(norms)
     return _found(sample, mean, 0 * mean, norms, sample.full_rank, met=bool(np.isfinite(mean)))
@@ -235,9 +239,9 @@ def _found(sample, mean, sem, values, num_probes, *, met) -> PlannedEstimate:
 
 
 def _num_examples(fit: RegressionEstimate, target, num_examples, num_probes, *, exact=False) -> int:
-    """How many examples a plan needs; more than there are where it cannot reach the target."""
+    """Returns how many examples a plan needs; more than there are if it cannot reach the target."""
     within = 0.0 if exact else fit.within / num_probes
-    # With one probe the finite set is not made use of.
+    # With one probe S_b is unknown, so the gain from the set being finite is not used.
     saved = fit.between / num_examples if exact or num_probes > 1 else 0.0
     allowed = max(target, 0.0) ** 2 + saved
     needed = (fit.between + within) / allowed if allowed > 0 else math.inf
@@ -245,7 +249,7 @@ def _num_examples(fit: RegressionEstimate, target, num_examples, num_probes, *, 
 
 
 def _cheapest_num_probes(fit: RegressionEstimate, target, num_examples, full_rank) -> int:
-    """The m of least n (1 + cost m) that some n <= N can reach; full_rank means exact."""
+    """Returns the m of least n (1 + cost m) for which some n <= N suffices; full_rank is exact."""
     costs = {}
     for m in sorted({*range(1, 9), *(2**i for i in range(4, 20)), full_rank}):
         n = _num_examples(fit, target, num_examples, m, exact=m == full_rank)

@@ -1,8 +1,9 @@
 """Neural collapse of the distribution that examples were drawn from, not of the sample.
 
-A sample's variances are measured from its own means, and its means scatter apart: with n examples a
-class, variances are (1 - 1/n) times and squared distances d^2 (1 + 2 V / n) what they are in the
-distribution, so that NC comes out about (1 - 1/n) / (1 + 2 NC / n) times its own, and 0 for n = 1.
+A sample's variances are taken about its own means, and the sampling error of the means moves them
+apart. With n examples per class, variances are (1 - 1/n) times those of the distribution, and
+squared distances d^2 become d^2 (1 + 2 V / n). So NC of the sample is about
+(1 - 1/n) / (1 + 2 NC / n) times NC of the distribution, and 0 for n = 1.
 """
 
 import jax.numpy as jnp
@@ -16,15 +17,14 @@ from gc_nc.metrics.collapse import checked_pairs, number_of, squared_distances, 
 def population_cdnv_matrix(stats: ClassStatistics) -> Float[Array, "C C"]:
     """CDNV from unbiased variances and squared distances, V_ij = (u_i + u_j) / (2 D_ij).
 
-    u_i = S_i / (n_i - 1) and D_ij = |mu_i - mu_j|^2 - u_i / n_i - u_j / n_j have the expectations
-    of v_i and d_ij^2 of the distribution, whatever it is, if examples are independent. Their
-    quotient is still biased, upwards by about 4/n times the directional CDNV of (i, j) and (j, i).
-    Dimensionless. Counts n_i are summed weights, so weights must be numbers of
-    examples here.
+    The expectations of u_i = S_i / (n_i - 1) and D_ij = |mu_i - mu_j|^2 - u_i / n_i - u_j / n_j are
+    v_i and d_ij^2 of the distribution, whatever it is, if examples are independent. Their quotient
+    is still too large, by about 4/n times the directional CDNV of (i, j) and (j, i). Dimensionless.
+    Counts n_i are summed weights, so weights must be numbers of examples here.
 
     Returns:
-      (C, C) symmetric. NaN on the diagonal and for classes of one example or none. inf where D_ij
-      is 0 or less: the means are no further apart than their own scatter.
+      (C, C) symmetric. NaN on the diagonal and for classes with one example or none. inf where D_ij
+      is 0 or less, that is, where the means are not further apart than their sampling error.
     """
     stats = as_statistics(stats)
     pairs = checked_pairs(stats)
@@ -34,7 +34,7 @@ def population_cdnv_matrix(stats: ClassStatistics) -> Float[Array, "C C"]:
     )
     scatter = variances / jnp.where(known, stats.counts, 1)
     apart = squared_distances(stats) - (scatter[:, None] + scatter[None, :])
-    # A comparison with NaN would take an unknown distance for one of 0.
+    # Written this way because `apart > 0` would treat an unknown distance (NaN) like 0.
     resolved = ~(apart <= 0)
     ratios = (variances[:, None] + variances[None, :]) / 2 / jnp.where(resolved, apart, 1)
     values = jnp.where(resolved, ratios, jnp.inf)
@@ -44,12 +44,12 @@ def population_cdnv_matrix(stats: ClassStatistics) -> Float[Array, "C C"]:
 def population_neural_collapse(stats: ClassStatistics) -> Float[Array, ""]:
     """Mean over ordered pairs i != j of `population_cdnv_matrix`: NC of the distribution.
 
-    What the bounds of few-shot error speak of. `neural_collapse` is NC of the sample and lies
-    below it.
+    The bounds of few-shot error are about this NC. `neural_collapse` is NC of the sample, which is
+    smaller.
 
     Returns:
-      Scalar. NaN where a class present has one example only, inf where two means are no further
-      apart than their own scatter.
+      Scalar. NaN if a class present has only one example, inf if two means are not further apart
+      than their sampling error.
 
     Raises:
       ValueError: fewer than two classes have an example (outside jit; under jit NaN).

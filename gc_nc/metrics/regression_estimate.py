@@ -1,9 +1,9 @@
 """Regression estimate of a finite set's mean from a sample.
 
-y_b = mean + beta . (a_b - mean a) + residual, fitted by least squares on the sample. The means of
-the covariates a over the whole set are known, so that only the residual is left to sampling
-(Cochran, Sampling Techniques, 1977, chapter 7). Standard errors from residuals over one minus their
-leverage (HC3; MacKinnon and White 1985).
+y_b = mean + beta . (a_b - mean a) + residual is fitted by least squares on the sample. The means of
+the covariates a over the whole set are known, so that only the residual has a sampling error
+(Cochran, Sampling Techniques, 1977, chapter 7). Standard errors are computed from residuals divided
+by one minus their leverage (HC3; MacKinnon and White 1985).
 """
 
 import math
@@ -11,25 +11,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Examples a covariate needs before fitting it costs less than it explains.
+# With fewer examples for each covariate, fitting it costs more than it explains.
 _EXAMPLES_PER_COVARIATE = 10
-# Fitted to fewer, a skewed residual makes intervals too narrow: 85% for 95% on 64 examples of
-# y = 1 + exp(a), whatever the number of covariates.
+# With fewer examples, skewed residuals make intervals too narrow: on 64 examples of
+# y = 1 + exp(a), 95% intervals cover 85%, whatever the number of covariates.
 _FEWEST_EXAMPLES = 256
-# The most frequent ones; a fit costs the square of their number.
+# Only the most frequent classes are used, since the cost of a fit grows with their square.
 _MOST_CLASSES = 100
-# Of an image; more are not told apart.
+# If an image has more channels, they are not distinguished.
 _MOST_CHANNELS = 4
 
 
 class RegressionEstimate(NamedTuple):
-    """The regression estimate, and variances of what it leaves over.
+    """The regression estimate, and variances of its residuals.
 
     Attributes:
-      mean: over the whole set.
-      variance: of an example's mean over its probes; over n, that of `mean` for an infinite set.
-      between: the part of it that another draw of probes would not change; 0 where unknown.
-      within: the variance of one probe; NaN where unknown.
+      mean: estimated mean over the whole set.
+      variance: variance of an example's mean over its probes. Divided by n, it is the variance of
+        `mean` for an infinite set.
+      between: the part of `variance` that does not depend on the draw of probes; 0 if unknown.
+      within: the variance of one probe; NaN if unknown.
     """
 
     mean: float
@@ -39,10 +40,10 @@ class RegressionEstimate(NamedTuple):
 
 
 class Covariates(NamedTuple):
-    """What is known of all N examples, in the order in which they are drawn.
+    """What is known about all N examples, in the order in which they are drawn.
 
     Attributes:
-      pixels: (N, P) pixel statistics, of mean 0; the most telling first.
+      pixels: (N, P) pixel statistics with mean 0; the most informative come first.
       ranks: (N,) the place of each example's class, the most frequent being 0.
       shares: (C,) the share of each class in all examples, in that order.
     """
@@ -52,9 +53,9 @@ class Covariates(NamedTuple):
     shares: np.ndarray
 
     def of_first(self, n: int) -> np.ndarray:
-        """(n, Q): as many covariates as n examples can fit, of mean 0 over all N.
+        """Returns as many covariates as n examples allow, (n, Q), with mean 0 over all N.
 
-        The classes of which too few examples are to be expected are one stratum together.
+        Classes of which too few examples can be expected are treated as one class.
         """
         most = n // _EXAMPLES_PER_COVARIATE if n >= _FEWEST_EXAMPLES else 0
         pixels = self.pixels[:n, :most]
@@ -66,25 +67,25 @@ class Covariates(NamedTuple):
 
 
 def regress(values: np.ndarray, known: Covariates, *, exact: bool = False) -> RegressionEstimate:
-    """The estimate from probes of the first n of N examples, and what is known of all.
+    """Returns the estimate from probes of the first n of N examples and covariates of all.
 
     Args:
-      values: (n, m) probes of each example, whose mean over probes is y_b.
+      values: (n, m) probes of each example; their mean over probes is y_b.
       known: covariates of all examples.
-      exact: y_b does not depend on probes.
+      exact: whether y_b is exact, that is, does not depend on probes.
     """
     fit = least_squares(values, known.of_first(len(values)), exact=exact)
     if math.isfinite(fit.variance):
         return fit
-    # A covariate that leaves an example nothing to check it by: the plain mean has none.
+    # An example with leverage 1 has no residual to check the fit by. The plain mean avoids that.
     return least_squares(values, np.zeros((len(values), 0)), exact=exact)
 
 
 def least_squares(values: np.ndarray, covariates: np.ndarray, *, exact: bool) -> RegressionEstimate:
-    """As `regress`, with the sample's own covariates (n, P)."""
+    """Like `regress`, with the covariates (n, P) of the sample."""
     num_examples, num_probes = values.shape
     means = values.mean(axis=1)
-    # About their means here: one that does not vary would pass for the intercept.
+    # Centred at the sample's means, so that a constant covariate is not taken for the intercept.
     centre = covariates.mean(axis=0)
     spread = covariates - centre
     scales = np.sqrt(np.mean(spread**2, axis=0))
@@ -97,11 +98,11 @@ def least_squares(values: np.ndarray, covariates: np.ndarray, *, exact: bool) ->
     slopes = np.where(varies, slopes / np.where(varies, scales, 1), 0)
     mean = float(means.mean() - centre @ slopes)
     residuals = means - mean - covariates @ slopes
-    # Divided by what of its value an example leaves to its own residual (HC3): a covariate that
-    # only a few examples share fits those without saying how well.
+    # Residuals are divided by one minus the leverage (HC3): a covariate that only a few examples
+    # share fits these so closely that their residuals would be too small.
     own = 1 - 1 / num_examples - np.sum(left**2, axis=1)
-    # The mean is a weighted one of the examples: 1 / n each, and more where the sample is far from
-    # the covariates' means over all.
+    # The estimate is a weighted mean of the examples. The weights differ from 1 / n if the sample's
+    # mean covariates are far from those of the whole set.
     slopes_to_mean = np.where(varies, centre / np.where(varies, scales, 1), 0)
     weights = 1 / num_examples - left @ ((right @ slopes_to_mean) / singular)
     inflation = num_examples * float(np.sum(weights**2))
@@ -121,34 +122,34 @@ def least_squares(values: np.ndarray, covariates: np.ndarray, *, exact: bool) ->
 
 
 def known_covariates(inputs, labels, order) -> Covariates:
-    """Mean, mean square and spread of all pixels, mean and spread of each channel, and classes.
+    """Returns means and spreads of all pixels and of each channel, and classes, as covariates.
 
     Args:
       inputs: (N, ...) all examples.
       labels: (N,) integers, or None.
-      order: (N,) the order in which they are drawn.
+      order: (N,) the order in which the examples are drawn.
     """
     shape = inputs.shape[1:]
     num_channels = shape[-1] if len(shape) > 1 and shape[-1] <= _MOST_CHANNELS else 1
-    # A matrix product sums over the pixels of each channel, and much faster than einsum.
+    # The pixels of each channel are summed by a matrix product, which is much faster than einsum.
     num_pixels = math.prod(shape) // num_channels
     channels = np.tile(np.eye(num_channels, dtype=np.float32), (num_pixels, 1)) / num_pixels
     columns = []
     with np.errstate(over="ignore", invalid="ignore"):
-        # As many at a time as stay in the cache of a CPU.
+        # 128 examples at a time stay in the cache of a CPU.
         for first in range(0, inputs.shape[0], 128):
             rows = np.asarray(inputs[first : first + 128]).astype(np.float32, copy=False)
             rows = rows.reshape(rows.shape[0], -1)
             columns.append(np.stack([rows @ channels, rows**2 @ channels], axis=1))
-        # (N, 2, channels), and after those of the channels the same of all pixels.
+        # (N, 2, channels); the values for all pixels together are appended after the channels.
         known = np.concatenate(columns).astype(np.float64)
         if num_channels > 1:
             known = np.concatenate([known, known.mean(axis=2, keepdims=True)], axis=2)
         spread = np.sqrt(np.maximum(known[:, 1] - known[:, 0] ** 2, 0))
         known = np.column_stack([known[:, :, -1], spread[:, -1], known[:, 0, :-1], spread[:, :-1]])
-    # Pixels that are not finite, or whose squares are not, say nothing of the other examples.
+    # A statistic is left out if it is not finite for some example.
     known = known[:, np.isfinite(known).all(axis=0)]
-    # Nor shall one odd image say much of the mean that the others are held against.
+    # Clipped, so that one unusual image does not change the mean much.
     known = np.clip(known, *np.quantile(known, (0.005, 0.995), axis=0))
     labels = np.zeros(len(order), int) if labels is None else labels
     _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)

@@ -1,9 +1,9 @@
-"""Compiled programs, which functions share if they compute the same.
+"""Compiled programs that are shared by functions that compute the same.
 
-A function's identity says nothing of what it closes over, and what it closes over may change. So
-each call traces the function anew, which takes milliseconds, and looks whether a program of the
-same operations has been compiled; the arrays that the function closes over are its arguments. Equal
-functions of other weights share it, and no answer can be stale.
+A function's identity does not determine what it closes over, and that may change. So each call
+traces the function again, which takes milliseconds, and looks for a compiled program with the same
+operations; the arrays that the function closes over become arguments of the program. So functions
+that differ only in their weights share a program, and no result can be out of date.
 """
 
 import functools
@@ -15,23 +15,23 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from gc_nc.compilation import jit_for_device
 from gc_nc.metrics.traced_functions import Program, outside_transformations, trace
 
-# The oldest go first. A caller that has this many networks at once has other costs.
+# Beyond this number the least recently used are dropped. So many networks have other costs.
 MOST_PROGRAMS = 512
 
 
 class SharedFunction:
-    """A pure function of arrays that runs as the program of all that compute the same.
+    """A pure function of arrays that shares its compiled program with all that compute the same.
 
-    It is traced once for arguments of the same shapes. Inside a transformation of the caller's it
-    is jitted on its own.
+    It is traced once for arguments of the same shapes. Inside a transformation of the caller, it is
+    jitted separately.
     """
 
     def __init__(self, function: Callable):
-        """`function`: of pytrees of arrays, with static keyword arguments."""
+        """`function` takes pytrees of arrays and static keyword arguments."""
         self._function, self._programs, self._alone = function, {}, {}
 
     def __call__(self, *arguments, **static):
-        """What the function returns."""
+        """Returns what the function returns."""
         if not outside_transformations():
             return self._jitted(static)(*arguments)
         program, constants, structure = self._traced(arguments, static)
@@ -39,7 +39,7 @@ class SharedFunction:
         return jax.tree.unflatten(structure, results)
 
     def program(self, *arguments, **static) -> Program | None:
-        """What tells the program from others; None where it is not shared."""
+        """Returns the program, which can be compared with others; None if it is not shared."""
         return self._traced(arguments, static)[0] if outside_transformations() else None
 
     def _jitted(self, static):
@@ -60,7 +60,7 @@ class SharedFunction:
 
 @functools.lru_cache(maxsize=MOST_PROGRAMS)
 def compiled(program: Program) -> Callable:
-    """(constants, flat arguments) -> flat results; the same for equal programs."""
+    """Returns (constants, flat arguments) -> flat results, compiled once for equal programs."""
 
     def run(constants, arguments):
         return jaxpr_as_fun(ClosedJaxpr(program.jaxpr, constants))(*arguments)

@@ -1,7 +1,7 @@
-"""The spectral norm of an embedding's input Jacobian, beside its Frobenius norm.
+"""The spectral norm of an embedding's input Jacobian, as a complement to its Frobenius norm.
 
-|J|_2 is how much an input's change can be stretched at most; |J|_F^2 / |J|_2^2, the stable rank, is
-how many directions of the embedding move. GC is a mean of the product of both.
+|J|_2 is the largest factor by which a change of the input is stretched. |J|_F^2 / |J|_2^2, the
+stable rank, says how many directions of the embedding move. GC is the mean of |J|_2^2 times it.
 """
 
 import dataclasses
@@ -27,27 +27,29 @@ def squared_jacobian_spectral_norms(
 ) -> Float[Array, "B"]:
     """|J(x_b)|_2^2, the largest eigenvalue of J J^T, by power iteration.
 
-    c <- J J^T c / |J J^T c| from a Gaussian c, `num_iterations` times, and then |J^T c|^2: at most
-    the true value (up to rounding). Each iteration leaves (l_2 / l_1)^2 of what is missing, l_1 and
-    l_2 being the largest eigenvalues of J J^T. Exact for K = 1. Takes 2 `num_iterations` + 1
-    Jacobian products an example: a VJP and a JVP an iteration, and a last VJP.
+    Starting with a Gaussian c, c <- J J^T c / |J J^T c| is repeated `num_iterations` times. The
+    result |J^T c|^2 is at most the true value (up to rounding). Each iteration multiplies the error
+    by (l_2 / l_1)^2, where l_1 and l_2 are the largest eigenvalues of J J^T. It is exact for K = 1.
+    It takes 2 `num_iterations` + 1 Jacobian products per example: a VJP and a JVP per iteration,
+    and a final VJP.
 
-    `squared_jacobian_norms` over this is the stable rank |J|_F^2 / |J|_2^2, between 1 and the rank.
+    `squared_jacobian_norms` divided by this is the stable rank |J|_F^2 / |J|_2^2, between 1 and the
+    rank.
 
     Args:
       embed_fn: pure function (B, *input) -> (B, K) in which examples do not mix.
       inputs: (B, *input) in model-input units.
-      key: of the start vectors; each example draws from `fold_in(key, b)`.
-      num_iterations: at least 1.
-      chunk_size: examples differentiated at a time (default 32).
+      key: random key of the start vectors; example b uses `fold_in(key, b)`.
+      num_iterations: number of iterations, at least 1.
+      chunk_size: number of examples differentiated at a time (default 32).
 
     Returns:
       (B,) float32, in (embedding units / input units)^2; 0 where J is 0, NaN for an example whose
       embedding is not finite.
 
     Raises:
-      ValueError: no examples, numbers below 1, an `embed_fn` that does not return (B, K) or has
-        `jax.custom_vjp`, which gives no Jacobian-vector products.
+      ValueError: there are no examples, a number is below 1, or `embed_fn` does not return (B, K)
+        or uses `jax.custom_vjp`, which does not provide Jacobian-vector products.
     """
     num_iterations, key = check_whole(num_iterations, 1, "num_iterations"), as_key(key)
     embed_fn, inputs = check_embedding(embed_fn, inputs, chunk_size)
@@ -57,15 +59,15 @@ def squared_jacobian_spectral_norms(
         return jnp.zeros(num_examples, inputs.dtype)
     if not embed_fn.has_forward_mode():
         raise ValueError(
-            "the spectral norm needs Jacobian-vector products, but a part of this embed_fn has"
-            " jax.custom_vjp, which gives none"
+            "the spectral norm needs Jacobian-vector products, but a part of this embed_fn uses"
+            " jax.custom_vjp, which does not provide them; use jax.custom_jvp there"
         )
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_examples, dtype=jnp.int32))
     start = jax.vmap(lambda key: jax.random.normal(key, (embedding_dim,), jnp.float32))(keys)
     if products.staged():
         block = _PowerIteration(num_iterations)
         return products.sum_over_blocks(embed_fn, inputs, start, block, chunk)
-    # On the host, since XLA's CPU loops run convolutions several times slower than outside.
+    # The loop runs on the host, since XLA's CPU loops make convolutions several times slower.
     compiled = products.compile_block(embed_fn)
     found = []
     for first in range(0, num_examples, chunk):
@@ -78,17 +80,17 @@ def squared_jacobian_spectral_norms(
 
 
 def _step(embed_fn, inputs, vectors, first_row):
-    """(n, K): J J^T c, brought to length 1."""
+    """Returns J J^T c, normalised to length 1, (n, K)."""
     del first_row
     pulled, embeddings = products.pull_back(embed_fn, inputs, lambda z: _unit(vectors)[None])
-    # Brought to length 1 between the two: the square of |J| may be out of range.
+    # Also normalised between the two products, because the square of |J| may be out of range.
     pulled = _unit(pulled.reshape(len(inputs), -1))
     pushed, _ = products.push_forward(embed_fn, inputs, pulled[None])
     return _unit(pushed[0]), embeddings
 
 
 def _rayleigh_quotients(embed_fn, inputs, vectors, first_row):
-    """(n,): |J^T c|^2."""
+    """Returns |J^T c|^2, (n,)."""
     del first_row
     squares, embeddings = products.pull_back_squares(
         embed_fn, inputs, lambda z: _unit(vectors)[None]
@@ -97,7 +99,7 @@ def _rayleigh_quotients(embed_fn, inputs, vectors, first_row):
 
 
 def _unit(vectors):
-    """Rows of length 1; rows of 0 stay 0."""
+    """Returns the rows normalised to length 1; rows of 0 stay 0."""
     largest = jnp.max(jnp.abs(vectors), axis=1, keepdims=True)
     scaled = vectors / jnp.where(largest > 0, largest, 1)
     length = jnp.sqrt(jnp.sum(scaled**2, axis=1, keepdims=True))
@@ -106,7 +108,7 @@ def _unit(vectors):
 
 @dataclasses.dataclass(frozen=True)
 class _PowerIteration:
-    """All iterations in one program."""
+    """Runs all iterations in one program."""
 
     num_iterations: int
 

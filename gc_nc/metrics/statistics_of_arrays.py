@@ -1,4 +1,4 @@
-"""Class statistics and neural collapse of embeddings that are there as one array."""
+"""Class statistics and neural collapse of embeddings that are given as one array."""
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -21,18 +21,19 @@ def class_statistics_of(
     weights: Shaped[Array, "B"] | None = None,
     scatter: bool = False,
 ) -> ClassStatistics:
-    """The statistics of one array of embeddings, for which batches need `update_class_statistics`.
+    """Returns class statistics of one array of embeddings; see also `update_class_statistics`.
 
     Args:
-      embeddings: (B, K); all real numbers are cast to float32.
+      embeddings: (B, K) embeddings; all real numbers are cast to float32.
       labels: (B,) integers in 0..C-1.
-      num_classes: C; by default one more than the largest label of a row that counts. Classes
-        without an example change no metric.
-      weights: (B,) as in `update_class_statistics`.
+      num_classes: C; by default one more than the largest label of a row of positive weight.
+        Classes without an example do not change any metric.
+      weights: (B,) weights, as in `update_class_statistics`.
       scatter: whether to gather the pooled (K, K) scatter too, for `nc1`.
 
     Raises:
-      ValueError: as `update_class_statistics`; no examples; no `num_classes` for traced labels.
+      ValueError: in the cases in which `update_class_statistics` raises it; there are no examples;
+        labels are traced and `num_classes` is not given.
     """
     embeddings = as_floating(embeddings, "embeddings")
     if embeddings.ndim != 2 or embeddings.size == 0:
@@ -53,13 +54,13 @@ def neural_collapse_of(
     """`neural_collapse` of one array of embeddings: the mean CDNV over pairs of classes.
 
     Args:
-      embeddings: (B, K), as all others in `class_statistics_of`.
-      labels: (B,).
-      num_classes: C.
-      weights: (B,).
+      embeddings: (B, K) embeddings; all real numbers are cast to float32.
+      labels: (B,) integers in 0..C-1.
+      num_classes: C, as in `class_statistics_of`.
+      weights: (B,) weights, as in `update_class_statistics`.
 
     Raises:
-      ValueError: as `class_statistics_of` and `neural_collapse`.
+      ValueError: in the cases in which `class_statistics_of` or `neural_collapse` raises it.
     """
     return neural_collapse(class_statistics_of(embeddings, labels, num_classes, weights=weights))
 
@@ -72,6 +73,6 @@ def _num_classes(labels, weights, num_rows: int) -> int:
         )
     labels = np.asarray(as_labels(labels, num_rows))
     if weights is not None:
-        # Rows of weight 0 may hold any label.
+        # Rows of weight 0 may have any label.
         labels = np.where(np.asarray(as_weights(weights, num_rows)) != 0, labels, 0)
     return max(int(labels.max()), 0) + 1

@@ -1,7 +1,7 @@
 """What the trace of a function shows: how it is differentiated, and what it computes.
 
-Tracing runs the function's Python once, on shapes alone, and leaves a jaxpr: the operations in
-order, with the arrays that the function closes over beside them.
+Tracing runs the function's Python code once, with shapes only. It gives a jaxpr, which is the list
+of operations, and the arrays that the function closes over.
 """
 
 import functools
@@ -18,10 +18,10 @@ from jax.extend.core.primitives import custom_jvp_call_p, custom_vjp_call_p, jit
 
 
 def trace(function: Callable, *arguments: Any) -> tuple[ClosedJaxpr, Any]:
-    """What a function computes, with all that it closes over as its constants; its results' shapes.
+    """Returns the trace of a function, with all it closes over as constants, and result shapes.
 
-    Constants of `jax.jit` inside the function are among them. Those of other inner jaxprs, into
-    which JAX itself puts hardly any, stay where they are.
+    The constants include those of `jax.jit` inside the function. The constants of other inner
+    jaxprs stay where they are; JAX itself hardly ever puts any there.
     """
     # A new function each time: JAX would remember the trace of an old state.
     traced, results = jax.make_jaxpr(lambda *a: function(*a), return_shape=True)(*arguments)
@@ -35,22 +35,22 @@ def trace(function: Callable, *arguments: Any) -> tuple[ClosedJaxpr, Any]:
 def trace_derivative(
     function: Callable, constants: list, argument: jax.Array
 ) -> ClosedJaxpr | None:
-    """The trace of function(constants, argument) and its product with a tangent of the argument.
+    """Returns the trace of function(constants, argument) and its Jacobian-vector product.
 
-    None where it has no such product: a part of it with jax.custom_vjp has none.
+    Returns None if there is no such product, as when a part of the function has jax.custom_vjp.
     """
 
     def product(constants, argument, tangent):
         return jax.jvp(functools.partial(function, constants), (argument,), (tangent,))
 
     traced, _ = trace(product, constants, argument, argument)
-    # What JAX puts in the place of the product, and refuses to compile.
+    # If there is no product, JAX puts this placeholder in its place, which cannot be compiled.
     lacks = any(equation.primitive.name == "custom_lin" for equation in _equations(traced))
     return None if lacks else traced
 
 
 def draws_anew(function: Callable, argument: jax.ShapeDtypeStruct) -> bool:
-    """Whether two traces differ: in numbers that Python drew, or in what they compute."""
+    """Returns whether two traces differ, in what they compute or in numbers that Python drew."""
     one, other = (trace(function, argument)[0] for _ in range(2))
     if _described(one, by_identity=False) != _described(other, by_identity=False):
         return True
@@ -58,33 +58,34 @@ def draws_anew(function: Callable, argument: jax.ShapeDtypeStruct) -> bool:
 
 
 def staged() -> bool:
-    """Whether we are inside jit, where a host loop would unroll into one program."""
+    """Returns whether we are inside jit, where a host loop would be unrolled into one program."""
     return isinstance(jnp.zeros(()), jax.core.Tracer)
 
 
 def outside_transformations() -> bool:
-    """Whether nothing is traced yet and something can be: jit is not disabled.
+    """Returns whether we are outside all JAX transformations, and jit is not disabled.
 
-    Under jax.jit, grad or vmap a function may close over what is traced, and its program may be
-    differentiated once more.
+    Under jax.jit, grad or vmap a function may close over traced values, and its program may be
+    differentiated again.
     """
     return not jax.config.jax_disable_jit and get_opaque_trace_state() == _untransformed()
 
 
 @functools.cache
 def _untransformed():
-    """JAX's state where nothing is traced, as it is in every new thread."""
+    """Returns JAX's state outside all transformations, which every new thread starts with."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(get_opaque_trace_state).result()
 
 
 class Program:
-    """What a trace computes, as a value: equal to another only if the same is computed.
+    """What a trace computes; two programs are equal only if they compute the same.
 
-    The constants of the trace are arguments of the program, known by their shapes and dtypes
-    alone. Numbers written into it are compared by their bits, and what has no value, such as the
-    function behind a callback, by identity. The rules of jax.custom_jvp and jax.custom_vjp are left
-    out: they say how to differentiate, so an equal program must not be differentiated once more.
+    The constants of the trace are arguments of the program, so only their shapes and dtypes matter.
+    Numbers that are part of the program are compared by their bits. Things that are not values,
+    such as the function behind a callback, are compared by identity. The rules of jax.custom_jvp
+    and jax.custom_vjp are left out: they determine derivatives, so an equal program must not be
+    differentiated again.
     """
 
     def __init__(self, traced: ClosedJaxpr):
@@ -94,11 +95,11 @@ class Program:
         self._hash = hash(self._description)
 
     def __eq__(self, other: object) -> bool:
-        """Of the same computation."""
+        """Returns whether both compute the same."""
         return isinstance(other, Program) and self._description == other._description
 
     def __hash__(self) -> int:
-        """Of the computation."""
+        """Returns a hash of what is computed."""
         return self._hash
 
 
@@ -110,11 +111,11 @@ class _Description:
     """Turns jaxprs into nested tuples that compare by value."""
 
     def __init__(self, by_identity):
-        # Of what has no value, its identity or else its type alone.
+        # Whether things that are not values are compared by identity; if not, only by their type.
         self._by_identity, self._of_jaxprs = by_identity, {}
 
     def of_jaxpr(self, jaxpr: Jaxpr) -> tuple:
-        # Where a function is called often, as jax.nn.relu is, its one jaxpr is.
+        # A function that is called often, such as jax.nn.relu, has one jaxpr for all its calls.
         if id(jaxpr) not in self._of_jaxprs:
             self._of_jaxprs[id(jaxpr)] = self._of_new_jaxpr(jaxpr)
         return self._of_jaxprs[id(jaxpr)]
@@ -156,7 +157,7 @@ class _Description:
             return type(value), tuple(map(self._of_value, value))
         if isinstance(value, dict):
             return dict, tuple((repr(key), self._of_value(value[key])) for key in value)
-        # 1 == 1.0 == True and 0.0 == -0.0, but a network may tell them apart.
+        # 1 == 1.0 == True and 0.0 == -0.0, but a network may treat them differently.
         if isinstance(value, (bool, int, float, complex, str, bytes, type(None))):
             return type(value), repr(value)
         if hasattr(value, "dtype") and hasattr(value, "shape"):
@@ -166,7 +167,7 @@ class _Description:
         try:
             hash(value)
         except TypeError:
-            # Equal to nothing else.
+            # A new object is not equal to anything else.
             return object()
         return type(value), value
 
@@ -198,7 +199,7 @@ def _holds_constants(equation) -> bool:
 
 
 def _opened(jaxpr: Jaxpr, constants, arguments) -> list:
-    """Runs a jaxpr; an inner jit with constants as if its operations stood in the jaxpr itself."""
+    """Runs a jaxpr; an inner jit with constants is inlined."""
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *arguments), strict=True))
 
     def value_of(atom):
@@ -223,7 +224,7 @@ def _same_number(one: Any, other: Any) -> bool:
 
 
 def _bits(number: Any) -> tuple:
-    """What tells an array or a number from others."""
+    """Returns the dtype, shape and a hash of the bits of an array or a number."""
     if jax.dtypes.issubdtype(getattr(number, "dtype", None), jax.dtypes.prng_key):
         return jax.random.key_impl(number), *_bits(jax.random.key_data(number))
     array = np.asarray(number)

@@ -284,7 +284,7 @@ def test_wrong_arguments_are_named():
         ):
             with pytest.raises(ValueError, match=message):
                 measure(wrong)
-    with pytest.raises(ValueError, match="params hold no number"):
+    with pytest.raises(ValueError, match="params have no numbers"):
         squared_gradient_norm(lambda p: jnp.zeros(()), {})
     with pytest.raises(ValueError, match="num_probes=0 must be at least 1"):
         hessian_trace(loss_fn, params, KEY, num_probes=0)

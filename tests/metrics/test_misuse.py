@@ -186,7 +186,7 @@ def test_a_number_that_is_traced_is_refused():
         (lambda: update(embeddings=OnAGpu()), r"embeddings are an OnAGpu.*\(copy it to the host\)"),
         (lambda: metrics.squared_jacobian_norms(EMBED, np.ma.masked_less(X, 0.5)), "are masked in"),
         (lambda: update(embeddings=np.zeros((0, 3))), r"embeddings of shape \(0, 3\)"),
-        (lambda: metrics.squared_jacobian_norms(EMBED, np.zeros((0, 3))), "hold no example"),
+        (lambda: metrics.squared_jacobian_norms(EMBED, np.zeros((0, 3))), "have no examples"),
         # Words.
         (lambda: estimate(method=np.ones(3)), r"method=float64 of shape \(3,\) is not one of outp"),
         (

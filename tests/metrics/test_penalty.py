@@ -190,7 +190,7 @@ def test_bad_arguments(monkeypatch):
     for options, message in (
         ({"method": "exakt"}, "method='exakt' is not one of: output_probes"),
         ({"num_probes": 0}, "num_probes=0 must be at least 1"),
-        ({"method": "exact"}, f"of 128 dimensions, at most {MAX_EXACT_DIM}"),
+        ({"method": "exact"}, f"there are 128; at most {MAX_EXACT_DIM}"),
     ):
         with pytest.raises(ValueError, match=message):
             geometric_complexity_with_outputs(network, x, KEY, **options)
@@ -205,5 +205,5 @@ def test_bad_arguments(monkeypatch):
             with pytest.raises(ValueError, match=message) as error:
                 geometric_complexity_with_outputs(returned, x, KEY, method=method)
             assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=r"inputs of shape \(0, 2\) hold no example"):
+    with pytest.raises(ValueError, match=r"inputs of shape \(0, 2\) have no examples"):
         geometric_complexity_with_outputs(network, x[:0], KEY)

@@ -110,7 +110,14 @@ def squared_distances(stats: ClassStatistics) -> Float[Array, "C C"]:
     Differences are computed one class at a time: |a|^2 + |b|^2 - 2ab would lose the digits of close
     means, and all differences at once would take C x C x K memory.
     """
-    offsets, residuals = stats.mean_offsets, stats.mean_offset_residuals
+    squares, unknown = _distances_of_means(stats.mean_offsets, stats.mean_offset_residuals)
+    return jnp.where(_ordered_pairs(stats), with_nan(unknown, squares), 1)
+
+
+# Jitted, since outside jit the loop would be compiled anew at each call.
+@jax.jit
+def _distances_of_means(offsets, residuals):
+    """Squared distances (C, C), and which of them float32 cannot hold."""
 
     # Recomputed for the gradient, which otherwise would keep all C x C x K differences.
     @jax.checkpoint
@@ -123,5 +130,4 @@ def squared_distances(stats: ClassStatistics) -> Float[Array, "C C"]:
         unknown = jnp.isinf(squares) | (differs & (squares < _SMALLEST_SQUARE))
         return squares, unknown
 
-    squares, unknown = jax.lax.map(squared_distances_from, (offsets, residuals))
-    return jnp.where(_ordered_pairs(stats), with_nan(unknown, squares), 1)
+    return jax.lax.map(squared_distances_from, (offsets, residuals))

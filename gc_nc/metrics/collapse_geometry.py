@@ -311,6 +311,8 @@ def _pseudo_inverse_jvp(primals, tangents):
     return x, first - mul(mul(first, m), x) + second - mul(x, mul(m, second)) - mul(mul(x, dm), x)
 
 
+# Jitted, since outside jit the search would be compiled anew at each call.
+@jax.jit
 def _some_means_coincide(
     present: Bool[Array, "C"],
     means: Float[Array, "C K"],

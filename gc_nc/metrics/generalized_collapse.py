@@ -49,17 +49,24 @@ def gnc2(stats: ClassStatistics) -> GNC2:
     pairs = checked_pairs(stats)
     directions, undirected = _directions(stats)
 
-    # Computed from differences, since 2 - 2 cos loses the digits of close directions.
-    def squared_distances_from(direction):
-        return jnp.sum((directions - direction[None]) ** 2, axis=1)
-
-    squares = jax.lax.map(jax.checkpoint(squared_distances_from), directions)
+    squares = _squared_distances(directions)
     energies = -0.5 * jnp.log(jnp.where(pairs, squares, 1))
     count = number_of(pairs)
     mean = jnp.sum(energies) / count
     deviations = jnp.where(pairs, energies - jnp.where(jnp.isfinite(mean), mean, jnp.nan), 0)
     values = GNC2(mean, jnp.sum(deviations**2) / count)
     return GNC2(*(unless_too_few(with_nan(undirected, value), stats) for value in values))
+
+
+# Jitted, since outside jit the loop would be compiled anew at each call.
+@jax.jit
+def _squared_distances(directions):
+    """(C, C), from differences, since 2 - 2 cos loses the digits of close directions."""
+
+    def squared_distances_from(direction):
+        return jnp.sum((directions - direction[None]) ** 2, axis=1)
+
+    return jax.lax.map(jax.checkpoint(squared_distances_from), directions)
 
 
 def gnc3(stats: ClassStatistics, head_kernel: Shaped[Array, "rows columns"]) -> Float[Array, ""]:

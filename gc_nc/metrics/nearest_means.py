@@ -43,6 +43,15 @@ def nearest_class_mean(embeddings: Shaped[Array, "B K"], stats: ClassStatistics)
     means = jnp.where(present[:, None], stats.mean_offsets, 0)
     residuals = jnp.where(present[:, None], stats.mean_offset_residuals, 0)
     offsets, offset_residuals = two_sum(embeddings, -stats.origin[None])
+    labels = _nearest(offsets, offset_residuals, means, residuals, present)
+    known = jnp.all(jnp.isfinite(means)) & (stats.num_present >= 2)
+    return jnp.where(known & jnp.all(jnp.isfinite(offsets), axis=1), labels, -1)
+
+
+# Jitted, since outside jit the loop would be compiled anew at each call.
+@jax.jit
+def _nearest(offsets, offset_residuals, means, residuals, present):
+    """(B,) labels of the nearest means of present classes."""
 
     def closer(nearest, candidate):
         """A squared distance is kept as (scale, squares), since squares * scale^2 may overflow."""
@@ -65,8 +74,7 @@ def nearest_class_mean(embeddings: Shaped[Array, "B K"], stats: ClassStatistics)
     start = jnp.full_like(infinite, -1, jnp.int32), infinite, infinite
     candidates = jnp.arange(present.size, dtype=jnp.int32), means, residuals, present
     (labels, *_), _ = jax.lax.scan(closer, start, candidates)
-    known = jnp.all(jnp.isfinite(means)) & (stats.num_present >= 2)
-    return jnp.where(known & jnp.all(jnp.isfinite(offsets), axis=1), labels, -1)
+    return labels
 
 
 def nc4(

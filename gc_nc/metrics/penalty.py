@@ -77,7 +77,7 @@ def geometric_complexity_with_outputs(
         raise ValueError(f"inputs of shape {inputs.shape} have no examples; at least 1 is needed")
     network = partial(_checked, network)
     # The derivative by inputs that all devices of a shard_map share would be summed over them.
-    inputs = varying_like(inputs, jax.eval_shape(network, inputs)[0])
+    inputs = varying_like(inputs, jax.eval_shape(lambda x: network(x)[0], inputs))
 
     if method == "input_probes":
         # Drawn flat, since XLA's CPU compiler takes seconds for random numbers of a rank-4 shape.

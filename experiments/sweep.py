@@ -88,7 +88,7 @@ def _inline(members, workdir):
         if flag.value != unused:
             raise InputError(f"--{flag.name} is for --executor=local and --executor=slurm")
     open_sweep(workdir, members)
-    print(f"{len(members)} runs with {count_programs(members)} training programs between them")
+    print(f"{len(members)} runs; training programs to compile: {count_programs(members)}")
     return run_inline(members, workdir, jax.devices)
 
 

@@ -176,7 +176,7 @@ def _what_to_take(output, num_examples: int) -> str:
     if not fitting:
         return "return the embedding alone, as in: lambda x: model.apply(variables, x)[1]"
     which = " or ".join(f"[{key!r}] of shape {shape}" for key, shape in fitting.items())
-    return f"take its element {which}, as in: lambda x: embed_fn(x)[{[*fitting][-1]!r}]"
+    return f"take the embedding among its elements {which}, as in: lambda x: embed_fn(x)[i]"
 
 
 def _checked_dim(output, num_examples: int) -> int:

@@ -16,6 +16,7 @@ from gc_nc.reproduction.figure_result import (
 from gc_nc.reproduction.panels import Column, Curves, draw_rows
 from gc_nc.reproduction.run_table import Run, only
 
+# Keys of metrics.jsonl, whose values gc_nc.training.evaluation computes.
 _GC, _GEOMETRIC, _NC = (
     "train/geometric_complexity",
     "train/geometric_collapse",

@@ -30,7 +30,7 @@ from gc_nc.metrics.collapse import (
     squared_distances,
     unless_too_few,
 )
-from gc_nc.metrics.jacobian_products import power_of_two_near
+from gc_nc.metrics.weighted_means import power_of_two_near
 
 
 class NeuralCollapseBound(NamedTuple):

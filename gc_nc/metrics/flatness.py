@@ -30,9 +30,10 @@ from gc_nc.array_types import (
 )
 from gc_nc.metrics.argument_checks import as_key, check_function, check_leaves
 from gc_nc.metrics.jacobian_estimators import Estimate, signs
-from gc_nc.metrics.jacobian_products import varying_like, weighted_mean
+from gc_nc.metrics.jacobian_products import varying_like
 from gc_nc.metrics.shared_programs import SharedFunction
 from gc_nc.metrics.traced_functions import staged
+from gc_nc.metrics.weighted_means import weighted_mean
 
 LossFn = Callable[[Any], jax.Array]
 

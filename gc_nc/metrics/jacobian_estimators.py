@@ -17,6 +17,7 @@ from gc_nc.array_types import Array, EmbedFn, check_whole
 from gc_nc.metrics import jacobian_products as products
 from gc_nc.metrics.argument_checks import as_key, check_choice
 from gc_nc.metrics.embedding_functions import check_embedding, chunk_length
+from gc_nc.metrics.weighted_means import mask_inputs, weighted_mean
 
 
 class Estimate(NamedTuple):
@@ -151,11 +152,11 @@ def estimate_geometric_complexity(
       ValueError: in the cases in which `geometric_complexity` raises it; the method is unknown, its
         cotangents are not (K,), `num_probes` is below 1, or it exceeds the number of dimensions.
     """
-    inputs, weights = products.mask_inputs(inputs, weights)
+    inputs, weights = mask_inputs(inputs, weights)
     norms = estimate_squared_jacobian_norms(
         embed_fn, inputs, key, method=method, num_probes=num_probes, chunk_size=chunk_size
     )
-    return Estimate(*products.weighted_mean(norms, weights))
+    return Estimate(*weighted_mean(norms, weights))
 
 
 #: The values of `method`.

@@ -18,6 +18,7 @@ from jaxtyping import Float, Shaped
 from gc_nc.array_types import Array, EmbedFn, check_whole, described, is_known, with_nan
 from gc_nc.metrics import jacobian_products as products
 from gc_nc.metrics.embedding_functions import check_embedding, chunk_length
+from gc_nc.metrics.weighted_means import mask_inputs, weighted_mean
 
 
 def squared_jacobian_norms(
@@ -107,7 +108,7 @@ def geometric_complexity(
       ValueError: in the cases in which `squared_jacobian_norms` raises it; weights have another
         length or (outside jit; under jit NaN) are negative, not finite or all 0.
     """
-    inputs, weights = products.mask_inputs(inputs, weights)
+    inputs, weights = mask_inputs(inputs, weights)
     norms = squared_jacobian_norms(
         embed_fn,
         inputs,
@@ -115,7 +116,7 @@ def geometric_complexity(
         skip_inactive=skip_inactive,
         most_active=most_active,
     )
-    return products.weighted_mean(norms, weights)[0]
+    return weighted_mean(norms, weights)[0]
 
 
 def _checked_most_active(skip_inactive, most_active) -> int | None:

@@ -15,7 +15,7 @@ from gc_nc.array_types import (
 from gc_nc.metrics.argument_checks import check_rows
 from gc_nc.metrics.class_statistics import ClassStatistics, as_statistics, two_sum
 from gc_nc.metrics.collapse_geometry import check_enough_classes
-from gc_nc.metrics.jacobian_products import power_of_two_near
+from gc_nc.metrics.weighted_means import power_of_two_near
 
 
 def nearest_class_mean(embeddings: Shaped[Array, "B K"], stats: ClassStatistics) -> Int[Array, "B"]:

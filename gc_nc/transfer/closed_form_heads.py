@@ -12,7 +12,7 @@ from jaxtyping import Int, Shaped
 
 from gc_nc.array_types import Array, as_floating, as_scalar, is_known, nan_where, with_nan
 from gc_nc.metrics.argument_checks import as_number
-from gc_nc.metrics.jacobian_products import power_of_two_near
+from gc_nc.metrics.weighted_means import power_of_two_near
 
 
 def nearest_mean_predictions(

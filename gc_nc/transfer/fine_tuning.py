@@ -12,9 +12,9 @@ from jaxtyping import Float, Int, Shaped
 from gc_nc.array_types import Array, as_floating, as_numbers, as_scalar, check_whole
 from gc_nc.errors import require_extra
 from gc_nc.metrics.argument_checks import as_number, check_function, check_leaves
-from gc_nc.metrics.jacobian_products import power_of_two_near
 from gc_nc.metrics.mixing_check import MixingCheck
 from gc_nc.metrics.shared_programs import SharedFunction
+from gc_nc.metrics.weighted_means import power_of_two_near
 from gc_nc.transfer.closed_form_heads import best_way
 
 

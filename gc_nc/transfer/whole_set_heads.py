@@ -13,7 +13,7 @@ from jaxtyping import Int, Shaped
 
 from gc_nc.array_types import Array, as_floating, check_whole, is_known
 from gc_nc.metrics.argument_checks import as_labels, check_rows
-from gc_nc.metrics.jacobian_products import power_of_two_near
+from gc_nc.metrics.weighted_means import power_of_two_near
 from gc_nc.transfer.closed_form_heads import as_regularization
 from gc_nc.transfer.logistic_head import fit_and_predict
 

@@ -14,7 +14,7 @@ from gc_nc.metrics import (
     estimate_squared_jacobian_norms,
     squared_jacobian_norms,
 )
-from gc_nc.metrics import jacobian_products as products
+from gc_nc.metrics.weighted_means import weighted_mean
 from tests.metrics.metric_table import jit
 from tests.rounding import assert_same_numbers
 
@@ -225,7 +225,7 @@ def test_weights_that_go_with_spread():
     heavy = np.arange(500) % 10 == 0
     weights = jnp.asarray(np.where(heavy, 9, 1), jnp.float32)
     draws = np.random.default_rng(0).normal(size=(4000, 500)).astype(np.float32) * heavy
-    means, sems = jax.vmap(partial(products.weighted_mean, weights=weights))(draws)
+    means, sems = jax.vmap(partial(weighted_mean, weights=weights))(draws)
     # Relative error of a variance of 4,000 draws: sqrt(2 / 4000).
     np.testing.assert_allclose(np.mean(sems**2), np.var(means), rtol=4 * np.sqrt(2 / 4000))
 
@@ -233,7 +233,7 @@ def test_weights_that_go_with_spread():
 def test_standard_error_of_weighted_means():
     rng = np.random.default_rng(0)
     values, weights = rng.normal(size=7), rng.uniform(0.1, 3, 7)
-    equal = products.weighted_mean(jnp.float32(values), None)[1]
+    equal = weighted_mean(jnp.float32(values), None)[1]
     assert_same_numbers(equal, np.std(values, ddof=1) / np.sqrt(7))
     # Unbiased for values of one spread: E x x^T = I, whatever the weights.
     shares = weights / weights.sum()
@@ -241,10 +241,10 @@ def test_standard_error_of_weighted_means():
     expected = np.sum(shares**2 * np.sum(residual**2, axis=1))
     squares = np.sum(shares**2 * (residual @ values) ** 2)
     sem = np.sqrt(squares * np.sum(shares**2) / expected)
-    found = products.weighted_mean(jnp.float32(values), jnp.float32(weights))[1]
+    found = weighted_mean(jnp.float32(values), jnp.float32(weights))[1]
     assert_same_numbers(found, sem)
     for lonely in ([1, 0, 0], [1e20, 1, 0]):
-        _, sem = products.weighted_mean(jnp.arange(3.0), jnp.asarray(lonely, jnp.float32))
+        _, sem = weighted_mean(jnp.arange(3.0), jnp.asarray(lonely, jnp.float32))
         assert np.isnan(sem)
 
 

@@ -347,7 +347,7 @@ def test_tf32_is_never_used():
         ),
         (
             lambda: squared_jacobian_norms(lambda x: {"z": x, "y": x[:, :1]}, jnp.ones((2, 2))),
-            r"element \['y'\] of shape \(2, 1\) or \['z'\] of shape \(2, 2\), as in",
+            r"elements \['y'\] of shape \(2, 1\) or \['z'\] of shape \(2, 2\), as in",
         ),
         (lambda: squared_jacobian_norms(lambda x: [x.sum()], jnp.ones((2, 2))), "return the embed"),
         (lambda: squared_jacobian_norms(linear, jnp.ones((2, 2)), chunk_size=0), "chunk_size=0"),

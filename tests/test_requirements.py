@@ -84,6 +84,7 @@ def test_every_import_is_declared(pattern, extras):
     assert undeclared(files, set().union(*(declared()[extra] for extra in extras))) == []
 
 
+@pytest.mark.slow
 def test_the_metrics_and_episodes_run_without_any_extra():
     # As in an environment that has what `pip install .` brings and no more.
     script = """

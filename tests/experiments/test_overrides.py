@@ -260,6 +260,7 @@ def time_limit():
 
 
 # The same examples at each run. A slow machine is no fault, and what is drawn is small.
+@pytest.mark.slow
 @settings(
     max_examples=1000,
     derandomize=True,

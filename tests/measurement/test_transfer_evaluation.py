@@ -159,8 +159,8 @@ def test_cached_embeddings_serve_until_the_parameters_change(runs, monkeypatch):
     "options",
     [
         {"head": "ridge", "features": "centred_l2", "regularization": 2.5},
-        {"head": "logistic_regression", "features": "l2"},
-        {"head": "fine_tuning", "fine_tuning_steps": 1},
+        pytest.param({"head": "logistic_regression", "features": "l2"}, marks=pytest.mark.slow),
+        pytest.param({"head": "fine_tuning", "fine_tuning_steps": 1}, marks=pytest.mark.slow),
     ],
 )
 def test_heads_and_features_are_named_in_the_result(runs, options):

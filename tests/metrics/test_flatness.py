@@ -160,6 +160,7 @@ def bowl(curvature, p):
     return 0.5 * curvature * jnp.sum(p**2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 100])
 @pytest.mark.parametrize("curvature", [1.0, -0.7, 0.3e-25, 3e25])
 def test_lanczos_that_breaks_down_at_once(size, curvature):

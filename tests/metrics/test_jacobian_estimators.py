@@ -220,6 +220,7 @@ def test_bad_input_is_named(kwargs, message):
         )
 
 
+@pytest.mark.slow
 def test_weights_that_go_with_spread():
     """A tenth of the examples, of weight 9, carry all of it."""
     heavy = np.arange(500) % 10 == 0
@@ -251,6 +252,7 @@ def test_standard_error_of_weighted_means():
 SEED = jax.random.key(0)
 
 
+@pytest.mark.slow
 def test_a_sampler_of_one_s_own():
     weights, x = collapsed_weights(), inputs_of(8)
     embed = jax.tree_util.Partial(network, weights)

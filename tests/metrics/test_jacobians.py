@@ -198,7 +198,10 @@ def test_scales_with_the_square_of_the_input_unit():
     assert_same_numbers(stretched, 16 * gc)
 
 
-@pytest.mark.parametrize("shape", [(4, 6), (8, 3)], ids=["columns", "rows"])
+@pytest.mark.parametrize(
+    "shape",
+    [pytest.param((4, 6), id="columns"), pytest.param((8, 3), id="rows", marks=pytest.mark.slow)],
+)
 def test_a_matmul_by_a_broadcast_number(shape):
     """XLA's YNNPACK takes what lies behind it in memory, so metrics do not multiply by it."""
     x = np.random.default_rng(0).normal(size=(64, shape[0])).astype(np.float32)

@@ -143,7 +143,13 @@ DRAWING = {
 }
 
 
-@pytest.mark.parametrize("name", DRAWING)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if i == 0 else pytest.mark.slow)
+        for i, name in enumerate(DRAWING)
+    ],
+)
 def test_random_numbers_drawn_anew_are_warned_of(name):
     embed = DRAWING[name]
     if name == "a callback":

@@ -63,7 +63,13 @@ def test_nc4_counts_disagreements_by_weight():
     assert np.isnan(nc4(np.full((4, 5), np.nan), z, stats, weights=weights))
 
 
-@pytest.mark.parametrize("dtype", [np.int64, np.uint8, jnp.uint8, jnp.int32])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        np.uint8,
+        *(pytest.param(d, marks=pytest.mark.slow) for d in (np.int64, jnp.uint8, jnp.int32)),
+    ],
+)
 def test_nc4_takes_labels_of_any_width(dtype):
     z = np.repeat(np.arange(300.0), 2)[:, None]
     stats = statistics(z, np.repeat(np.arange(300), 2), 300)

@@ -152,6 +152,7 @@ class OfEquinox(eqx.Module):
         return embedding, self.head(embedding)
 
 
+@pytest.mark.slow
 def test_linen_nnx_and_equinox_get_the_same_gradient():
     """Each in its own way of differentiating: a plain loss, its gradient by the hidden kernel."""
     x = jax.random.normal(KEY, (5, 3))

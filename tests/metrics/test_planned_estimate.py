@@ -52,7 +52,7 @@ def problem():
     return embed, x, labels, np.mean(exact_norms(embed, x))
 
 
-@pytest.mark.parametrize("with_labels", [False, True])
+@pytest.mark.parametrize("with_labels", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_reaches_the_error_and_its_intervals_cover(problem, with_labels):
     embed, x, labels, exact = problem
     covered, errors = 0, []

@@ -222,6 +222,7 @@ def test_what_the_docs_do_compiles_once(embeddings, compilations):
     assert values[0] < values[1] < values[2]
 
 
+@pytest.mark.slow
 def test_flatness_and_fine_tuning_share_programs_too(compilations):
     from gc_nc import transfer
 

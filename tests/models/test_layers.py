@@ -134,7 +134,9 @@ def pooled_and_derivatives(x, tangent, cotangent):
     return (ours, *pull_back(cotangent)), (theirs, *pull_theirs(cotangent)), product
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (7, 5), (1, 1)])
+@pytest.mark.parametrize(
+    "shape", [(7, 5), *(pytest.param(s, marks=pytest.mark.slow) for s in ((8, 8), (1, 1)))]
+)
 def test_max_pool_and_its_derivatives_equal_reduce_windows(shape):
     # Few values, so that windows tie; the first of a tie is the winner in both.
     rng = np.random.default_rng(0)

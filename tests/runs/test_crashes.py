@@ -67,7 +67,9 @@ def remove(path):
     path.unlink()
 
 
-@pytest.mark.parametrize("damage", [empty, cut, remove])
+@pytest.mark.parametrize(
+    "damage", [cut, *(pytest.param(d, marks=pytest.mark.slow) for d in (empty, remove))]
+)
 def test_a_damaged_checkpoint_gives_the_one_before_never_wrong_numbers(tmp_path, damage):
     save(tmp_path / "whole", 3, 5)
     files = [
@@ -149,6 +151,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "5", "6"]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_best_checkpoint_also_when_it_goes_on(tiny_run, monkeypatch):
     config, workdir = tiny_run
     config.num_steps, config.checkpoint.keep, config.checkpoint.every_steps = 12, 1, 1

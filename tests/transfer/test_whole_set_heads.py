@@ -76,6 +76,7 @@ def test_edges(predict, monkeypatch):
             predict(*arguments)
 
 
+@pytest.mark.slow
 def test_what_is_asked_for_must_exist():
     train, labels, query, _ = example(10)
     with pytest.raises(ValueError, match="num_neighbors=11 of 10 examples"):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from gc_nc.metrics import init_class_statistics, nc1, nc2, nearest_class_mean
 from tests.metrics.metric_table import jit
@@ -10,6 +11,7 @@ from tests.metrics.metric_table import jit
 NUM_CLASSES, DIM = 500, 1024
 
 
+@pytest.mark.slow
 def test_many_classes_need_memory_for_the_means_and_the_scatter_only():
     shapes = jax.eval_shape(lambda: init_class_statistics(NUM_CLASSES, DIM, scatter=True))
     budget = 4 * (NUM_CLASSES * DIM + DIM**2)

@@ -356,6 +356,7 @@ def test_weights_on_many_devices():
         assert geometric_complexity(lambda x, w=w: x @ w, np.ones((3, 8))) == 16 * scale**2
 
 
+@pytest.mark.slow
 def test_it_differentiates_by_what_it_closes_over():
     def of(w, slope=1.0):
         return geometric_complexity(jax.jit(lambda x: rule(slope, "jvp")(w * x)), X)
@@ -401,8 +402,8 @@ def test_programs_are_bounded_and_hold_no_weights():
         assert programs.cache_info().maxsize == MOST_PROGRAMS
     weights = jnp.asarray(W) + 1
     held = weakref.ref(weights)
-    geometric_complexity(lambda x: jax.nn.relu(x @ weights), X)
-    geometric_complexity(jax.jit(lambda x: x @ weights), X)
+    geometric_complexity(lambda x: jax.nn.relu(x @ weights), X)  # noqa: F821 - deleted below
+    geometric_complexity(jax.jit(lambda x: x @ weights), X)  # noqa: F821
     del weights
     gc.collect()
     assert held() is None

@@ -98,7 +98,10 @@ def test_too_small_a_limit_is_no_answer():
     np.testing.assert_array_equal(np.isnan(traced), counts > limit)
 
 
-@pytest.mark.parametrize(("most_active", "wrap"), [(None, lambda f: f), (24, jax.jit)])
+@pytest.mark.parametrize(
+    ("most_active", "wrap"),
+    [pytest.param(None, lambda f: f, marks=pytest.mark.slow), (24, jax.jit)],
+)
 def test_differentiation_is_refused(most_active, wrap):
     def gc(weight):
         embed = partial(relu_network, weight)

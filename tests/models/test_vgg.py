@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from gc_nc.metrics import geometric_complexity
 from gc_nc.models import VGG, embed_fn
@@ -13,6 +14,7 @@ MODEL = VGG(((4,), (6, 6)), num_classes=3)
 VARIABLES = random_variables(MODEL, IMAGES)
 
 
+@pytest.mark.slow
 def test_embedding_is_the_mean_of_a_map_that_is_left():
     """Two poolings leave 2x2 of 8x8: the mean over it, as of the ReLU outputs themselves.
 

@@ -173,7 +173,9 @@ def test_records_after_the_last_checkpoint_are_taken_again(tiny_run, unbroken, m
     assert steps == [0, 4, 8]
 
 
-@pytest.mark.parametrize("lost", ["all", "the last evaluation"])
+@pytest.mark.parametrize(
+    "lost", [pytest.param("all", marks=pytest.mark.slow), "the last evaluation"]
+)
 def test_a_checkpoint_ahead_of_the_log_still_ends(tiny_run, unbroken, monkeypatch, lost):
     config, workdir = tiny_run
 
@@ -244,6 +246,7 @@ def test_r1_a_failed_background_write_is_an_error(tiny_run, monkeypatch):
     assert not (workdir / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_terminal_phase_stops_the_run_also_a_resumed_one(tiny_run, monkeypatch):
     config, workdir = tiny_run
     config.num_steps = 400

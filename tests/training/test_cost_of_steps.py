@@ -202,6 +202,7 @@ def test_a_penalised_run_logs_its_terms_and_goes_on_as_an_unbroken_one(tiny_run,
     assert records_of(workdir) == records_of(broken)
 
 
+@pytest.mark.slow
 def test_the_monitor_measures_gc_of_its_images(tiny_run):
     config, workdir = tiny_run
     config.monitor.every_steps = config.checkpoint.every_steps = 7

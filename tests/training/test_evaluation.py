@@ -35,7 +35,9 @@ def evaluate(batch_size, subset=None, gc_probes=3, seed=0):
     )
 
 
-@pytest.mark.parametrize("batch_size", [5, 23, 500])
+@pytest.mark.parametrize(
+    "batch_size", [5, *(pytest.param(size, marks=pytest.mark.slow) for size in (23, 500))]
+)
 def test_equals_numpy_over_the_whole_split_whatever_the_batch(batch_size):
     measured = evaluate(batch_size)
     logits, z = (np.asarray(a, np.float64) for a in jax.jit(MODEL.apply)(VARIABLES, INPUTS))

@@ -77,12 +77,12 @@ def geometric_complexity_with_outputs(
         raise ValueError(f"inputs of shape {inputs.shape} have no examples; at least 1 is needed")
     network = partial(_checked, network)
     # The derivative by inputs that all devices of a shard_map share would be summed over them.
-    inputs = varying_like(inputs, jax.eval_shape(lambda x: network(x)[0], inputs))
+    inputs = _varying_like(inputs, jax.eval_shape(lambda x: network(x)[0], inputs))
 
     if method == "input_probes":
         # Drawn flat, since XLA's CPU compiler takes seconds for random numbers of a rank-4 shape.
         drawn = signs(key, (num_probes, inputs.size)).astype(inputs.dtype)
-        drawn = varying_like(drawn, inputs)
+        drawn = _varying_like(drawn, jax.typeof(inputs))
         products, others = [], None
         for tangent in drawn.reshape(num_probes, *inputs.shape):
             _, product, others = jax.jvp(network, (inputs,), (tangent,), has_aux=True)
@@ -92,7 +92,7 @@ def geometric_complexity_with_outputs(
     outputs, vjp_fn, others = jax.vjp(network, inputs, has_aux=True)
     if method == "output_probes":
         drawn = signs(key, (num_probes, *outputs.shape)).astype(outputs.dtype)
-        drawn = varying_like(drawn, outputs)
+        drawn = _varying_like(drawn, jax.typeof(outputs))
         # Unrolled: there are few probes, and a loop would slow convolutions on the CPU.
         products = [vjp_fn(cotangent)[0] for cotangent in drawn]
         return _mean_square(products, inputs.shape[0]), others
@@ -104,8 +104,16 @@ def geometric_complexity_with_outputs(
             f" {MAX_EXACT_DIM} are allowed, so use output_probes"
         )
     rows = jnp.broadcast_to(jnp.eye(dim, dtype=outputs.dtype)[:, None], (dim, *outputs.shape))
-    (products,) = jax.vmap(vjp_fn)(varying_like(rows, outputs))
+    (products,) = jax.vmap(vjp_fn)(_varying_like(rows, jax.typeof(outputs)))
     return dim * _mean_square(list(products), inputs.shape[0]), others
+
+
+def _varying_like(array, like) -> jax.Array:
+    """`array`, as one that differs between the devices of a shard_map if something of type `like`
+    does; untouched elsewhere, so that nothing is added to a training step.
+    """
+    varying = [getattr(thing, "vma", frozenset()) for thing in (like, jax.typeof(array))]
+    return array if varying[0] <= varying[1] else varying_like(array, like)
 
 
 def _checked(network, inputs):

@@ -353,7 +353,7 @@ def test_a_run_that_fails_ends_with_1_and_its_reason(
     [run] = (tmp_path / "vgg13_cifar10_penalty").glob("gc_penalty.weight=0.0,seed=1")
     (run / "results.json").unlink()
 
-    def diverge(config, workdir):
+    def diverge(config, workdir, *arguments, **options):
         raise loop.DivergedError("the loss is nan at step 3")
 
     monkeypatch.setattr(loop, "train", diverge)

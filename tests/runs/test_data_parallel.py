@@ -165,7 +165,7 @@ TWO_PROCESSES = """
 import itertools, json, os, signal, sys
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
-from gc_nc.training import hosts, loop
+from gc_nc.runs import hosts, loop
 from gc_nc.runs.configuration import default_config
 path, workdir, address, number, signal_after = sys.argv[1:]
 hosts.join_processes("auto", address, 2, int(number))

@@ -95,7 +95,7 @@ def test_an_image_that_breaks_meanwhile_saves_and_the_run_goes_on_once_it_is_men
     with monkeypatch.context() as patch:
         patch.setattr(Progress, "advance", break_images)
         with pytest.raises(
-            StorageError, match=r"no image that can be read.* on from step \d+$"
+            StorageError, match=r"not an image that can be read.* resumes from step \d+$"
         ) as error:
             loop.train(config, workdir)
     step = str(error.value).rpartition(" ")[2]

@@ -13,7 +13,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 if "GC_NC_TEST_CACHE" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="gc_nc_tests_")
     os.environ["GC_NC_TEST_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    # Small programs take longer to write, and to clear away, than to compile.
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import jax
 import numpy as np

@@ -16,6 +16,7 @@ from gc_nc.array_types import Array, as_floating, as_numbers, check_whole, descr
 from gc_nc.metrics.argument_checks import as_key, check_function
 from gc_nc.metrics.jacobian_estimators import signs
 from gc_nc.metrics.jacobian_products import varying_like
+from gc_nc.metrics.traced_functions import staged
 
 #: The allowed values of `method`.
 PENALTY_METHODS = ("output_probes", "input_probes", "exact")
@@ -82,7 +83,7 @@ def geometric_complexity_with_outputs(
     if method == "input_probes":
         # Drawn flat, since XLA's CPU compiler takes seconds for random numbers of a rank-4 shape.
         drawn = signs(key, (num_probes, inputs.size)).astype(inputs.dtype)
-        drawn = _varying_like(drawn, jax.typeof(inputs))
+        drawn = _varying_like(drawn, inputs)
         products, others = [], None
         for tangent in drawn.reshape(num_probes, *inputs.shape):
             _, product, others = jax.jvp(network, (inputs,), (tangent,), has_aux=True)
@@ -92,7 +93,7 @@ def geometric_complexity_with_outputs(
     outputs, vjp_fn, others = jax.vjp(network, inputs, has_aux=True)
     if method == "output_probes":
         drawn = signs(key, (num_probes, *outputs.shape)).astype(outputs.dtype)
-        drawn = _varying_like(drawn, jax.typeof(outputs))
+        drawn = _varying_like(drawn, outputs)
         # Unrolled: there are few probes, and a loop would slow convolutions on the CPU.
         products = [vjp_fn(cotangent)[0] for cotangent in drawn]
         return _mean_square(products, inputs.shape[0]), others
@@ -104,16 +105,16 @@ def geometric_complexity_with_outputs(
             f" {MAX_EXACT_DIM} are allowed, so use output_probes"
         )
     rows = jnp.broadcast_to(jnp.eye(dim, dtype=outputs.dtype)[:, None], (dim, *outputs.shape))
-    (products,) = jax.vmap(vjp_fn)(_varying_like(rows, jax.typeof(outputs)))
+    (products,) = jax.vmap(vjp_fn)(_varying_like(rows, outputs))
     return dim * _mean_square(list(products), inputs.shape[0]), others
 
 
 def _varying_like(array, like) -> jax.Array:
-    """`array`, as one that differs between the devices of a shard_map if something of type `like`
-    does; untouched elsewhere, so that nothing is added to a training step.
+    """`array`, as one that differs between the devices of a shard_map if `like` does.
+
+    Nothing is mapped outside of a program, where an Explicit mesh would refuse the sum.
     """
-    varying = [getattr(thing, "vma", frozenset()) for thing in (like, jax.typeof(array))]
-    return array if varying[0] <= varying[1] else varying_like(array, like)
+    return varying_like(array, like) if staged() else array
 
 
 def _checked(network, inputs):

@@ -16,7 +16,7 @@ from gc_nc.array_types import Array, as_floating, as_numbers, check_whole, descr
 from gc_nc.metrics.argument_checks import as_key, check_function
 from gc_nc.metrics.jacobian_estimators import signs
 from gc_nc.metrics.jacobian_products import varying_like
-from gc_nc.metrics.traced_functions import staged
+from gc_nc.metrics.traced_functions import outside_transformations
 
 #: The allowed values of `method`.
 PENALTY_METHODS = ("output_probes", "input_probes", "exact")
@@ -114,7 +114,7 @@ def _varying_like(array, like) -> jax.Array:
 
     Nothing is mapped outside of a program, where an Explicit mesh would refuse the sum.
     """
-    return varying_like(array, like) if staged() else array
+    return array if outside_transformations() else varying_like(array, like)
 
 
 def _checked(network, inputs):
